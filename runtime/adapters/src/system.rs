@@ -1,0 +1,79 @@
+//! Clock, log notifier and history file of a real process.
+#![expect(clippy::disallowed_methods, reason = "this is the adapter that Env points at")]
+
+use std::{fs::File, io::Write, path::Path, sync::Mutex, sync::atomic::{AtomicU64, Ordering}, time::Duration};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use simulacro_core::{
+    history::{Event, HistorySink},
+    ports::{Alert, Env, Notifier, PortError, Result},
+};
+
+/// The system's clock.
+#[derive(Debug, Default)]
+pub struct SystemEnv {
+    ids: AtomicU64,
+}
+
+#[async_trait]
+impl Env for SystemEnv {
+    fn now(&self) -> DateTime<Utc> {
+        DateTime::from(std::time::SystemTime::now())
+    }
+    async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+    fn new_id(&self) -> String {
+        let n = self.ids.fetch_add(1, Ordering::Relaxed);
+        format!("{:x}-{:x}-{n:x}", self.now().timestamp_micros(), std::process::id())
+    }
+}
+
+/// Writes alerts to standard error.
+#[derive(Debug)]
+pub struct LogNotifier;
+
+#[async_trait]
+impl Notifier for LogNotifier {
+    async fn raise(&self, alert: &Alert) -> Result<()> {
+        eprintln!("ALERT P{} {}: {}", alert.priority, alert.kind, alert.summary);
+        Ok(())
+    }
+    async fn resolve(&self, dedup_key: &str) -> Result<()> {
+        eprintln!("RESOLVED {dedup_key}");
+        Ok(())
+    }
+}
+
+/// Appends events to a file, one JSON object a line.
+#[derive(Debug)]
+pub struct FileHistory {
+    file: Mutex<File>,
+}
+
+impl FileHistory {
+    /// Opens or creates the file.
+    ///
+    /// # Errors
+    /// `Permanent`, naming the file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(|e| PortError::permanent(format!("open {}", path.display())).because(e))?;
+        Ok(Self { file: Mutex::new(file) })
+    }
+}
+
+impl HistorySink for FileHistory {
+    fn append(&self, event: Event) {
+        let Ok(mut line) = serde_json::to_vec(&event) else { return };
+        line.push(b'\n');
+        let Ok(mut file) = self.file.lock() else { return };
+        if let Err(e) = file.write_all(&line) {
+            eprintln!("history: {e}");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The history: one JSON line for each port call, in production as in the simulator.
+//!
+//! A line holds references (paths, versions, counts), never payloads. The wrappers here are put on by
+//! [`crate::platform::Platform::new`], so that no assembly can forget them. Object store calls made inside the
+//! lakehouse are recorded by the store that is handed to it, see [`RecordedStore`].
+
+use std::{fmt, sync::Arc, sync::atomic::{AtomicU64, Ordering}};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, NaiveDate, Utc};
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, path::Path,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::ports::{
+    Alert, Column, Commit, DayWrite, Env, Lakehouse, Notifier, PartitionRead, Ports, Query, Result, Run, RunLedger,
+    TableSource,
+};
+
+/// One port call.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Time of the answer, from `Env`.
+    pub time: DateTime<Utc>,
+    /// Rises by one per event of a process.
+    pub ordinal: u64,
+    /// Which port.
+    pub component: String,
+    /// Which method.
+    pub call: String,
+    /// `ok`, or the disposition and the code of the error.
+    pub outcome: String,
+    /// What the call was about: paths, versions, counts.
+    pub refs: Value,
+}
+
+/// Where events go. Appending must not fail a run: a sink that cannot write says so on its own channel.
+pub trait HistorySink: fmt::Debug + Send + Sync {
+    /// Appends one event.
+    fn append(&self, event: Event);
+}
+
+/// Numbers events and stamps them.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    env: Arc<dyn Env>,
+    sink: Arc<dyn HistorySink>,
+    next: Arc<AtomicU64>,
+}
+
+impl Recorder {
+    /// A recorder that starts at ordinal 0.
+    pub fn new(env: Arc<dyn Env>, sink: Arc<dyn HistorySink>) -> Self {
+        Self { env, sink, next: Arc::new(AtomicU64::new(0)) }
+    }
+    /// Records one event.
+    pub fn record(&self, component: &str, call: &str, outcome: String, refs: Value) {
+        let ordinal = self.next.fetch_add(1, Ordering::SeqCst);
+        self.sink.append(Event {
+            time: self.env.now(),
+            ordinal,
+            component: component.into(),
+            call: call.into(),
+            outcome,
+            refs,
+        });
+    }
+    fn port<T>(&self, component: &str, call: &str, refs: Value, result: Result<T>) -> Result<T> {
+        let outcome = match &result {
+            Ok(_) => "ok".to_owned(),
+            Err(e) => format!(
+                "{:?}{}",
+                e.disposition,
+                e.code.as_ref().map(|c| format!(" {c}")).unwrap_or_default()
+            )
+            .to_lowercase(),
+        };
+        self.record(component, call, outcome, refs);
+        result
+    }
+}
+
+/// Puts the recording wrapper on every port.
+pub fn recorded(ports: Ports) -> (Ports, Recorder) {
+    let recorder = Recorder::new(ports.env.clone(), ports.history.clone());
+    let wrap = |r: &Recorder| r.clone();
+    let ports = Ports {
+        tables: Arc::new(Recorded { inner: ports.tables, recorder: wrap(&recorder) }),
+        lakehouse: Arc::new(Recorded { inner: ports.lakehouse, recorder: wrap(&recorder) }),
+        ledger: Arc::new(Recorded { inner: ports.ledger, recorder: wrap(&recorder) }),
+        notifier: Arc::new(Recorded { inner: ports.notifier, recorder: wrap(&recorder) }),
+        objects: Arc::new(RecordedStore { inner: ports.objects, recorder: recorder.clone() }),
+        env: ports.env,
+        history: ports.history,
+    };
+    (ports, recorder)
+}
+
+#[derive(Debug)]
+struct Recorded<T: ?Sized> {
+    inner: Arc<T>,
+    recorder: Recorder,
+}
+
+#[async_trait]
+impl TableSource for Recorded<dyn TableSource> {
+    async fn ping(&self) -> Result<()> {
+        let result = self.inner.ping().await;
+        self.recorder.port("table_source", "ping", json!({}), result)
+    }
+    async fn columns(&self, table: &str) -> Result<Vec<Column>> {
+        let result = self.inner.columns(table).await;
+        self.recorder.port("table_source", "columns", json!({ "table": table }), result)
+    }
+    async fn read_day(&self, table: &str, fecha: NaiveDate, columns: &[Column]) -> Result<PartitionRead> {
+        let result = self.inner.read_day(table, fecha, columns).await;
+        let rows = result.as_ref().ok().map(|r| r.expected_rows);
+        self.recorder.port("table_source", "read_day", json!({ "table": table, "fecha": fecha, "rows": rows }), result)
+    }
+}
+
+#[async_trait]
+impl Lakehouse for Recorded<dyn Lakehouse> {
+    async fn overwrite_day(&self, write: DayWrite) -> Result<Commit> {
+        let mut refs = json!({ "table": write.table, "fecha": write.fecha, "epoch": write.epoch });
+        let result = self.inner.overwrite_day(write).await;
+        if let Ok(Commit::New(version) | Commit::Already(version)) = &result {
+            refs["version"] = json!(version);
+        }
+        self.recorder.port("lakehouse", "overwrite_day", refs, result)
+    }
+    async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>> {
+        let result = self.inner.last_epoch(table, fecha).await;
+        let epoch = result.as_ref().ok().copied().flatten();
+        self.recorder.port("lakehouse", "last_epoch", json!({ "table": table, "fecha": fecha, "epoch": epoch }), result)
+    }
+    async fn query(&self, query: &Query) -> Result<Vec<arrow::record_batch::RecordBatch>> {
+        let result = self.inner.query(query).await;
+        let rows = result.as_ref().ok().map(|b| b.iter().map(|b| b.num_rows()).sum::<usize>());
+        self.recorder.port("lakehouse", "query", json!({ "inputs": query.inputs.len(), "rows": rows }), result)
+    }
+    async fn exists(&self, table: &str) -> Result<bool> {
+        let result = self.inner.exists(table).await;
+        self.recorder.port("lakehouse", "exists", json!({ "table": table }), result)
+    }
+}
+
+#[async_trait]
+impl RunLedger for Recorded<dyn RunLedger> {
+    async fn begin(&self, pipeline: &str, fecha: NaiveDate, run_id: &str, floor: i64, now: DateTime<Utc>) -> Result<Run> {
+        let result = self.inner.begin(pipeline, fecha, run_id, floor, now).await;
+        let epoch = result.as_ref().ok().map(|r| r.epoch);
+        self.recorder.port("ledger", "begin", json!({ "pipeline": pipeline, "fecha": fecha, "epoch": epoch }), result)
+    }
+    async fn finish(&self, run: &Run) -> Result<()> {
+        let result = self.inner.finish(run).await;
+        self.recorder.port("ledger", "finish", json!({ "fecha": run.fecha, "epoch": run.epoch, "state": run.state }), result)
+    }
+    async fn runs(&self, pipeline: &str) -> Result<Vec<Run>> {
+        let result = self.inner.runs(pipeline).await;
+        self.recorder.port("ledger", "runs", json!({ "pipeline": pipeline }), result)
+    }
+}
+
+#[async_trait]
+impl Notifier for Recorded<dyn Notifier> {
+    async fn raise(&self, alert: &Alert) -> Result<()> {
+        let result = self.inner.raise(alert).await;
+        self.recorder.port("notifier", "raise", json!({ "key": alert.dedup_key, "kind": alert.kind, "summary": alert.summary }), result)
+    }
+    async fn resolve(&self, dedup_key: &str) -> Result<()> {
+        let result = self.inner.resolve(dedup_key).await;
+        self.recorder.port("notifier", "resolve", json!({ "key": dedup_key }), result)
+    }
+}
+
+/// Lists in order of path: delta-rs needs it, and a local folder does not promise it.
+fn sorted(listing: BoxStream<'static, object_store::Result<ObjectMeta>>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+    futures::stream::once(async move {
+        let mut all: Vec<ObjectMeta> = listing.try_collect().await?;
+        all.sort_by(|a, b| a.location.cmp(&b.location));
+        Ok::<_, object_store::Error>(futures::stream::iter(all.into_iter().map(Ok)))
+    })
+    .try_flatten()
+    .boxed()
+}
+
+/// An object store that records each call with its path, and lists in order of path.
+#[derive(Debug)]
+pub struct RecordedStore {
+    /// The store that does the work.
+    pub inner: Arc<dyn ObjectStore>,
+    /// Where the calls go.
+    pub recorder: Recorder,
+}
+
+impl RecordedStore {
+    fn note<T>(&self, call: &str, path: &str, result: object_store::Result<T>) -> object_store::Result<T> {
+        let outcome = match &result {
+            Ok(_) => "ok",
+            Err(object_store::Error::NotFound { .. }) => "not_found",
+            Err(object_store::Error::AlreadyExists { .. }) => "already_exists",
+            Err(object_store::Error::Precondition { .. }) => "precondition",
+            Err(_) => "error",
+        };
+        self.recorder.record("object_store", call, outcome.into(), json!({ "path": path }));
+        result
+    }
+}
+
+impl fmt::Display for RecordedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "recorded({})", self.inner)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for RecordedStore {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> object_store::Result<PutResult> {
+        let result = self.inner.put_opts(location, payload, opts).await;
+        self.note("put", location.as_ref(), result)
+    }
+    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> object_store::Result<Box<dyn MultipartUpload>> {
+        let result = self.inner.put_multipart_opts(location, opts).await;
+        self.note("put_multipart", location.as_ref(), result)
+    }
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        let result = self.inner.get_opts(location, options).await;
+        self.note("get", location.as_ref(), result)
+    }
+    async fn get_ranges(&self, location: &Path, ranges: &[std::ops::Range<u64>]) -> object_store::Result<Vec<Bytes>> {
+        let result = self.inner.get_ranges(location, ranges).await;
+        self.note("get_ranges", location.as_ref(), result)
+    }
+    fn delete_stream(&self, locations: BoxStream<'static, object_store::Result<Path>>) -> BoxStream<'static, object_store::Result<Path>> {
+        self.recorder.record("object_store", "delete_stream", "ok".into(), json!({}));
+        self.inner.delete_stream(locations)
+    }
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.recorder.record("object_store", "list", "ok".into(), json!({ "path": prefix.map(|p| p.to_string()) }));
+        sorted(self.inner.list(prefix))
+    }
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.recorder.record("object_store", "list_with_offset", "ok".into(), json!({ "path": prefix.map(|p| p.to_string()) }));
+        sorted(self.inner.list_with_offset(prefix, offset))
+    }
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        let result = self.inner.list_with_delimiter(prefix).await;
+        self.note("list_with_delimiter", prefix.map(|p| p.as_ref()).unwrap_or(""), result)
+    }
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
+        let result = self.inner.copy_opts(from, to, options).await;
+        self.note("copy", to.as_ref(), result)
+    }
+    async fn rename_opts(&self, from: &Path, to: &Path, options: object_store::RenameOptions) -> object_store::Result<()> {
+        let result = self.inner.rename_opts(from, to, options).await;
+        self.note("rename", to.as_ref(), result)
+    }
+}

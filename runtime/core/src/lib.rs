@@ -1,0 +1,11 @@
+//! The core of simulacro: what the platform does, written against traits.
+//!
+//! Nothing in this crate opens a socket, a file, a thread or a process, and nothing reads a clock or entropy:
+//! all of that arrives through [`ports::Ports`]. The same code therefore runs in production and in the simulator.
+
+pub mod batch;
+pub mod contract;
+pub mod history;
+pub mod orchestrator;
+pub mod platform;
+pub mod ports;

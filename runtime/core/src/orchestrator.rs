@@ -1,0 +1,100 @@
+//! When a day is run, and what happens while its source is away.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::ports::{Alert, Disposition, PortError, Ports, Result};
+
+/// What to do when the source does not answer. All durations are in seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum SourcePolicy {
+    /// Try again a few times and give up: what the old system did.
+    Retry {
+        /// Announced waits, in order.
+        waits_s: Vec<u64>,
+        /// What a retry waits for its turn, on top of the announced wait.
+        dispatch_s: u64,
+    },
+    /// Wait for the source until a deadline, asking at an interval.
+    Wait {
+        /// Time between two questions.
+        every_s: u64,
+        /// Counted from the schedule; after it the run gives up.
+        deadline_s: u64,
+    },
+}
+
+/// One try to reach the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// When the answer came.
+    pub at: DateTime<Utc>,
+    /// `ok` or the error's code.
+    pub outcome: String,
+}
+
+/// Reaches the source under a policy and returns the attempts; the last tells the result.
+///
+/// One alert is raised once the source has been away for `alert_after_s` after `scheduled`, and resolved when it answers.
+/// The number of attempts is bounded by the policy.
+///
+/// # Errors
+/// The source's last error, when the policy is spent or the error is not retryable.
+pub async fn verify_sources(
+    ports: &Ports,
+    policy: &SourcePolicy,
+    alert_after_s: u64,
+    startup_s: u64,
+    scheduled: DateTime<Utc>,
+    attempts: &mut Vec<Attempt>,
+) -> Result<()> {
+    let key = format!("source_unavailable:{}", scheduled.format("%Y-%m-%d"));
+    let alert_at = scheduled + Duration::from_secs(alert_after_s);
+    let mut alerted = false;
+    loop {
+        ports.env.sleep(Duration::from_secs(startup_s)).await;
+        let error = match ports.tables.ping().await {
+            Ok(()) => {
+                attempts.push(Attempt { at: ports.env.now(), outcome: "ok".into() });
+                if alerted {
+                    ports.notifier.resolve(&key).await?;
+                }
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        attempts.push(Attempt { at: ports.env.now(), outcome: error.code.clone().unwrap_or_else(|| error.what.clone()) });
+        let next = match policy {
+            SourcePolicy::Retry { waits_s, dispatch_s } => waits_s.get(attempts.len() - 1).map(|w| ports.env.now() + Duration::from_secs(w + dispatch_s)),
+            SourcePolicy::Wait { every_s, deadline_s } => {
+                let next = ports.env.now() + Duration::from_secs((*every_s).max(1));
+                (next <= scheduled + Duration::from_secs(*deadline_s)).then_some(next)
+            }
+        };
+        let next = if error.disposition == Disposition::Permanent { None } else { next };
+        // The alert falls due while we wait, so the wait is cut in two at that moment.
+        let due = next.is_none_or(|next| next >= alert_at);
+        if due && !alerted {
+            sleep_until(ports, alert_at.min(next.unwrap_or(alert_at)).max(ports.env.now())).await;
+            raise(ports, &key, &error).await?;
+            alerted = true;
+        }
+        match next {
+            Some(next) => sleep_until(ports, next).await,
+            None => return Err(error),
+        }
+    }
+}
+
+async fn sleep_until(ports: &Ports, until: DateTime<Utc>) {
+    let left = (until - ports.env.now()).to_std().unwrap_or_default();
+    ports.env.sleep(left).await;
+}
+
+async fn raise(ports: &Ports, key: &str, error: &PortError) -> Result<()> {
+    let alert = Alert { dedup_key: key.into(), kind: "source_unavailable".into(), priority: 2, summary: format!("the source does not answer: {}", error.chain()) };
+    ports.notifier.raise(&alert).await
+}

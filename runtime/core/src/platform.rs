@@ -1,0 +1,91 @@
+//! The one assembly: production and simulation differ in the `Ports` they hand in, and nowhere else.
+
+use chrono::{DateTime, NaiveDate, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    batch::{self, DayError, DayReport, STAGING},
+    contract::Contract,
+    history::{Recorder, recorded},
+    orchestrator::{Attempt, SourcePolicy, verify_sources},
+    ports::{Ports, Run, RunState},
+};
+
+/// Name of the daily pipeline in the ledger.
+pub const PIPELINE: &str = "ecommerce_batch_daily";
+
+/// How the platform behaves; every choice is visible, so there is no `Default`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// What to do while the source is away.
+    pub source_policy: SourcePolicy,
+    /// Seconds after the schedule at which an absent source is worth an alert.
+    pub alert_after_s: u64,
+    /// Seconds a task needs before its first call; 0 in production, the old system's delay in a replay.
+    pub startup_s: u64,
+}
+
+/// The platform.
+#[derive(Debug)]
+pub struct Platform {
+    /// Configuration.
+    pub config: Config,
+    /// Contract of the sales.
+    pub contract: Contract,
+    /// Ports, with the recording wrapper on each.
+    pub ports: Ports,
+    /// For events that are not port calls.
+    pub recorder: Recorder,
+}
+
+/// What a run of a day came to.
+#[derive(Debug)]
+pub struct DayOutcome {
+    /// The ledger's row.
+    pub run: Run,
+    /// Tries to reach the source.
+    pub attempts: Vec<Attempt>,
+    /// The report or the reason.
+    pub result: Result<DayReport, DayError>,
+}
+
+impl Platform {
+    /// Assembles the platform; the only wiring there is.
+    pub fn new(config: Config, contract: Contract, ports: Ports) -> Self {
+        let (ports, recorder) = recorded(ports);
+        Self { config, contract, ports, recorder }
+    }
+
+    /// Runs one day: waits for the source as the policy says, then extracts, validates and publishes.
+    ///
+    /// # Errors
+    /// When the run could not begin or its end could not be written down; a day that failed or is held is an
+    /// `Ok` with the reason inside, because the ledger knows of it.
+    pub async fn run_day(&self, fecha: NaiveDate, scheduled: DateTime<Utc>) -> Result<DayOutcome, DayError> {
+        let at = |source| DayError::Port { fecha, source };
+        let floor = self.ports.lakehouse.last_epoch(batch::QUARANTINE, fecha).await.map_err(at)?;
+        let staged = self.ports.lakehouse.last_epoch(STAGING, fecha).await.map_err(at)?;
+        let floor = floor.max(staged).unwrap_or(0);
+        let env = self.ports.env.clone();
+        let mut run = self.ports.ledger.begin(PIPELINE, fecha, &env.new_id(), floor, env.now()).await.map_err(at)?;
+        let mut attempts = Vec::new();
+        let source = verify_sources(&self.ports, &self.config.source_policy, self.config.alert_after_s, self.config.startup_s, scheduled, &mut attempts).await;
+        let result = match source {
+            Err(source) => Err(DayError::Port { fecha, source }),
+            Ok(()) => batch::run_day(&self.ports, &self.contract, fecha, run.epoch, env!("CARGO_PKG_VERSION")).await,
+        };
+        run.finished_at = Some(env.now());
+        run.state = match &result {
+            Ok(_) => RunState::Succeeded,
+            Err(DayError::Held { .. }) => RunState::Held,
+            Err(DayError::Port { .. }) => RunState::Failed,
+        };
+        run.report = match &result {
+            Ok(report) => serde_json::to_value(report).unwrap_or_default(),
+            Err(error) => serde_json::json!({ "error": error.to_string() }),
+        };
+        self.ports.ledger.finish(&run).await.map_err(at)?;
+        Ok(DayOutcome { run, attempts, result })
+    }
+}
