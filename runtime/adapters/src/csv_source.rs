@@ -4,7 +4,11 @@
 //! shows before anything is written. The file is read whole; it is meant for demos and small tables.
 #![expect(clippy::disallowed_methods, reason = "an adapter opens files")]
 
-use std::{collections::BTreeMap, path::{Path, PathBuf}, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use arrow::array::{ArrayRef, Date32Array, Decimal128Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use async_trait::async_trait;
@@ -34,7 +38,8 @@ fn cents(text: &str) -> Option<i128> {
     let (sign, digits) = text.strip_prefix('-').map_or((1, text), |d| (-1, d));
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let numeric = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
-    if whole.is_empty() || whole.len() > 8 || fraction.len() > 2 || !numeric(whole) || !numeric(fraction) || digits.ends_with('.') {
+    if whole.is_empty() || whole.len() > 8 || fraction.len() > 2 || !numeric(whole) || !numeric(fraction) || digits.ends_with('.')
+    {
         return None;
     }
     let whole: i128 = whole.parse().ok()?;
@@ -85,7 +90,9 @@ impl CsvSource {
         let place = path.display();
         let text = std::fs::read_to_string(path).map_err(|e| PortError::permanent(format!("read {place}")).because(e))?;
         if !text.ends_with('\n') {
-            return Err(PortError::permanent(format!("read {place}: found no line end after the last line, expected one: the file is truncated")));
+            return Err(PortError::permanent(format!(
+                "read {place}: found no line end after the last line, expected one: the file is truncated"
+            )));
         }
         let mut reader = csv::ReaderBuilder::new().has_headers(true).flexible(false).from_reader(text.as_bytes());
         let names: Vec<String> = reader
@@ -113,7 +120,11 @@ impl CsvSource {
             // A table without days shows its columns, and the contract then says what is missing.
             let Some(at) = fecha else { break };
             let Some(date) = row[at].as_deref().and_then(day) else {
-                return Err(PortError::permanent(format!("read {place}, line {}: column fecha has {:?}, expected a date such as 1997-01-31", i + 2, row[at].as_deref().unwrap_or(""))));
+                return Err(PortError::permanent(format!(
+                    "read {place}, line {}: column fecha has {:?}, expected a date such as 1997-01-31",
+                    i + 2,
+                    row[at].as_deref().unwrap_or("")
+                )));
             };
             days.entry(date).or_default().push(row);
         }
@@ -121,7 +132,9 @@ impl CsvSource {
     }
 
     fn table(&self, table: &str) -> Result<&Arc<Table>> {
-        self.tables.get(table).ok_or_else(|| PortError::permanent(format!("read {}: found no {table}.csv in the folder, expected one", self.folder.display())))
+        self.tables.get(table).ok_or_else(|| {
+            PortError::permanent(format!("read {}: found no {table}.csv in the folder, expected one", self.folder.display()))
+        })
     }
 
     /// The days of a table, in order.
@@ -150,28 +163,49 @@ impl TableSource for CsvSource {
         let schema = arrow_schema(columns)?;
         let mut arrays: Vec<ArrayRef> = Vec::new();
         for column in columns {
-            let at = loaded.columns.iter().position(|c| c.name == column.name).ok_or_else(|| PortError::permanent(format!("read {table}: column {} is missing", column.name)))?;
+            let at = loaded
+                .columns
+                .iter()
+                .position(|c| c.name == column.name)
+                .ok_or_else(|| PortError::permanent(format!("read {table}: column {} is missing", column.name)))?;
             let values = || rows.iter().map(|r| r[at].as_deref());
-            let bad = |v: &str| PortError::permanent(format!("read {table} of {fecha}: column {} has {v:?}, expected {}", column.name, column.physical_type));
+            let bad = |v: &str| {
+                PortError::permanent(format!(
+                    "read {table} of {fecha}: column {} has {v:?}, expected {}",
+                    column.name, column.physical_type
+                ))
+            };
             let array: ArrayRef = match column.physical_type.as_str() {
                 "decimal(10,2)" => {
-                    let v = values().map(|v| v.map(|v| cents(v).ok_or_else(|| bad(v))).transpose()).collect::<Result<Vec<_>>>()?;
+                    let v =
+                        values().map(|v| v.map(|v| cents(v).ok_or_else(|| bad(v))).transpose()).collect::<Result<Vec<_>>>()?;
                     let array = Decimal128Array::from(v).with_precision_and_scale(10, 2);
                     Arc::new(array.map_err(|e| PortError::permanent(format!("read {table} of {fecha}")).because(e))?)
                 }
                 "date" => {
-                    let v = values().map(|v| v.map(|v| day(v).map(|d| (d - NaiveDate::default()).num_days() as i32).ok_or_else(|| bad(v))).transpose()).collect::<Result<Vec<_>>>()?;
+                    let v = values()
+                        .map(|v| {
+                            v.map(|v| day(v).map(|d| (d - NaiveDate::default()).num_days() as i32).ok_or_else(|| bad(v)))
+                                .transpose()
+                        })
+                        .collect::<Result<Vec<_>>>()?;
                     Arc::new(Date32Array::from(v))
                 }
                 "timestamp" => {
-                    let v = values().map(|v| v.map(|v| DateTime::parse_from_rfc3339(v).map(|t| t.timestamp_micros()).map_err(|_| bad(v))).transpose()).collect::<Result<Vec<_>>>()?;
+                    let v = values()
+                        .map(|v| {
+                            v.map(|v| DateTime::parse_from_rfc3339(v).map(|t| t.timestamp_micros()).map_err(|_| bad(v)))
+                                .transpose()
+                        })
+                        .collect::<Result<Vec<_>>>()?;
                     Arc::new(TimestampMicrosecondArray::from(v).with_timezone("UTC"))
                 }
                 _ => Arc::new(values().collect::<StringArray>()),
             };
             arrays.push(array);
         }
-        let batch = RecordBatch::try_new(schema, arrays).map_err(|e| PortError::permanent(format!("read {table} of {fecha}")).because(e))?;
+        let batch = RecordBatch::try_new(schema, arrays)
+            .map_err(|e| PortError::permanent(format!("read {table} of {fecha}")).because(e))?;
         Ok(PartitionRead { expected_rows: rows.len() as u64, batches: futures::stream::iter([Ok(batch)]).boxed() })
     }
 }

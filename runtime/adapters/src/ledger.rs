@@ -4,12 +4,20 @@
 //! dies, however it dies, so a run that was killed is taken over at once and never by two.
 #![expect(clippy::disallowed_methods, reason = "an adapter opens files")]
 
-use std::{collections::BTreeMap, fs::File, path::{Path, PathBuf}, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
 use simulacro_core::ports::{PortError, Result, Run, RunLedger, RunState};
-use sqlx::{Row, SqlitePool, sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous}};
+use sqlx::{
+    Row, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous},
+};
 
 /// The ledger.
 #[derive(Debug)]
@@ -146,7 +154,11 @@ impl RunLedger for SqliteLedger {
                     run_id: text("run_id"),
                     state: serde_json::from_value(serde_json::Value::String(text("state"))).map_err(|_| bad("state"))?,
                     started_at: time(text("started_at")).map_err(|_| bad("started_at"))?,
-                    finished_at: row.get::<Option<String>, _>("finished_at").map(time).transpose().map_err(|_| bad("finished_at"))?,
+                    finished_at: row
+                        .get::<Option<String>, _>("finished_at")
+                        .map(time)
+                        .transpose()
+                        .map_err(|_| bad("finished_at"))?,
                     report: serde_json::from_str(&text("report")).map_err(|_| bad("report"))?,
                 })
             })

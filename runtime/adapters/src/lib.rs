@@ -11,7 +11,10 @@ pub use system::{FileHistory, LogNotifier, SystemEnv};
 use std::{path::Path, sync::Arc};
 
 use object_store::local::LocalFileSystem;
-use simulacro_core::{history::{RecordedStore, Recorder}, ports::{PortError, Ports, Result}};
+use simulacro_core::{
+    history::{RecordedStore, Recorder},
+    ports::{PortError, Ports, Result},
+};
 use simulacro_lakehouse::DeltaLakehouse;
 
 /// Connects the embedded platform: a source folder, and a data folder that holds the lake, the ledger and the history.

@@ -1,7 +1,14 @@
 //! Clock, log notifier and history file of a real process.
 #![expect(clippy::disallowed_methods, reason = "this is the adapter that Env points at")]
 
-use std::{fs::File, io::Write, path::Path, sync::Mutex, sync::atomic::{AtomicU64, Ordering}, time::Duration};
+use std::{
+    fs::File,
+    io::Write,
+    path::Path,
+    sync::Mutex,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};

@@ -1,7 +1,11 @@
 //! `simulacro`: the production binary.
 #![expect(clippy::disallowed_methods, reason = "the application owns files and the wall clock")]
 
-use std::{path::{Path, PathBuf}, process::ExitCode, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use chrono::{Datelike, NaiveDate};
 use clap::{Parser, Subcommand};
@@ -20,7 +24,10 @@ const CONTRACT: &str = include_str!("../../../contracts/odcs/cdnow/ventas.yaml")
 
 /// The data platform: batch pipelines over embedded services.
 #[derive(Parser)]
-#[command(version, after_help = "Examples:\n  simulacro demo --data /tmp/demo\n  simulacro batch --source shop --data lake --date 1997-01-01\n  simulacro status --data lake")]
+#[command(
+    version,
+    after_help = "Examples:\n  simulacro demo --data /tmp/demo\n  simulacro batch --source shop --data lake --date 1997-01-01\n  simulacro status --data lake"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -73,7 +80,11 @@ fn money(cents: i64) -> String {
 }
 
 async fn assemble(source: &Path, data: &Path, config: Config) -> Result<Platform, Failure> {
-    Ok(Platform::new(config, Contract::parse("contracts/odcs/cdnow/ventas.yaml", CONTRACT)?, connect_embedded(source, data).await?))
+    Ok(Platform::new(
+        config,
+        Contract::parse("contracts/odcs/cdnow/ventas.yaml", CONTRACT)?,
+        connect_embedded(source, data).await?,
+    ))
 }
 
 /// Runs the days in order, with progress, and stops at the first that is not published.
@@ -129,7 +140,14 @@ fn write_daily(data: &Path, days: &[(NaiveDate, DayReport)]) -> Result<PathBuf, 
     let mut text = String::from("fecha,rows,published,rejected,revenue\n");
     for (fecha, r) in days {
         let fate = |f: &str| r.fates.get(f).copied().unwrap_or(0);
-        text.push_str(&format!("{fecha},{},{},{},{}.{:02}\n", r.expected, fate("published"), fate("rejected"), r.revenue_cents / 100, r.revenue_cents % 100));
+        text.push_str(&format!(
+            "{fecha},{},{},{},{}.{:02}\n",
+            r.expected,
+            fate("published"),
+            fate("rejected"),
+            r.revenue_cents / 100,
+            r.revenue_cents % 100
+        ));
     }
     let path = data.join("revenue_per_day.csv");
     std::fs::write(&path, text)?;
@@ -147,7 +165,12 @@ async fn run(command: Command) -> Result<(), Failure> {
             let platform = assemble(&source, &data, default_config()).await?;
             let done = run_days(&platform, &all).await?;
             if let Some((fecha, first)) = done.first() {
-                println!("first day {fecha}: {} rows, fates {:?}, revenue {}\n", first.expected, first.fates, money(first.revenue_cents));
+                println!(
+                    "first day {fecha}: {} rows, fates {:?}, revenue {}\n",
+                    first.expected,
+                    first.fates,
+                    money(first.revenue_cents)
+                );
             }
             summary(&done);
             println!("revenue per day: {}", write_daily(&data, &done)?.display());
@@ -206,9 +229,17 @@ fn main() -> ExitCode {
         Err(error) => {
             explain(error.as_ref());
             let held = error.downcast_ref::<DayError>().is_some_and(|e| matches!(e, DayError::Held { .. }));
-            let busy = error.downcast_ref::<DayError>().is_some_and(|e| matches!(e, DayError::Port { source: PortError { code: Some(c), .. }, .. } if c == "BUSY"));
+            let busy = error
+                .downcast_ref::<DayError>()
+                .is_some_and(|e| matches!(e, DayError::Port { source: PortError { code: Some(c), .. }, .. } if c == "BUSY"));
             // 3 is a broken contract, 4 a pipeline that somebody else is running, 1 anything else.
-            ExitCode::from(if held { 3 } else if busy { 4 } else { 1 })
+            ExitCode::from(if held {
+                3
+            } else if busy {
+                4
+            } else {
+                1
+            })
         }
     }
 }

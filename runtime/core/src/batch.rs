@@ -101,7 +101,12 @@ pub fn arrow_schema(columns: &[Column]) -> Result<Arc<Schema>> {
                 "decimal(10,2)" => DataType::Decimal128(10, 2),
                 "timestamp" => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
                 "date" => DataType::Date32,
-                other => return Err(PortError::permanent(format!("column {} has type {other}, which this source cannot read", c.name))),
+                other => {
+                    return Err(PortError::permanent(format!(
+                        "column {} has type {other}, which this source cannot read",
+                        c.name
+                    )));
+                }
             };
             Ok(Field::new(&c.name, data_type, true))
         })
@@ -160,7 +165,10 @@ impl OrderFreeHash {
 fn store_error(what: String, error: StoreError) -> PortError {
     let permanent = matches!(
         error,
-        StoreError::NotFound { .. } | StoreError::AlreadyExists { .. } | StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. }
+        StoreError::NotFound { .. }
+            | StoreError::AlreadyExists { .. }
+            | StoreError::PermissionDenied { .. }
+            | StoreError::Unauthenticated { .. }
     );
     // A put whose answer was lost may have happened; the names are deterministic, so a repeat is safe.
     let base = if permanent { PortError::permanent(what) } else { PortError::unknown(what) };
@@ -190,10 +198,8 @@ async fn extract(ports: &Ports, contract: &Contract, fecha: NaiveDate) -> Result
 
     let schema = arrow_schema(&contract.columns)?;
     let mut read = ports.tables.read_day(&contract.table, fecha, &contract.columns).await?;
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::SNAPPY)
-        .set_created_by("simulacro".to_owned())
-        .build();
+    let properties =
+        WriterProperties::builder().set_compression(Compression::SNAPPY).set_created_by("simulacro".to_owned()).build();
     let parquet_error = |e| PortError::permanent(format!("encode {prefix}")).because(e);
     let mut writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties)).map_err(parquet_error)?;
     let (mut hash, mut rows) = (OrderFreeHash::default(), 0);
@@ -220,7 +226,8 @@ async fn extract(ports: &Ports, contract: &Contract, fecha: NaiveDate) -> Result
     let path = Path::from(format!("{prefix}/part-v{version:06}-0000.parquet"));
     let file = ManifestFile { path: path.to_string(), bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(&bytes)) };
     ports.objects.put(&path, bytes.into()).await.map_err(|e| store_error(format!("put {path}"), e))?;
-    let manifest = Manifest { version, contract: contract.id.clone(), rows, content_hash: content_hash.clone(), files: vec![file] };
+    let manifest =
+        Manifest { version, contract: contract.id.clone(), rows, content_hash: content_hash.clone(), files: vec![file] };
     let name = Path::from(format!("{manifests}/v{version:06}.json"));
     let body = serde_json::to_vec_pretty(&manifest).map_err(|e| PortError::permanent(format!("encode {name}")).because(e))?;
     match ports.objects.put_opts(&name, body.into(), PutMode::Create.into()).await {
@@ -303,7 +310,13 @@ const UTC: &str = "'Timestamp(Microsecond, Some(\"UTC\"))'";
 /// # Errors
 /// [`DayError::Held`] when a gate stops the day; [`DayError::Port`] otherwise. In both cases the tables still
 /// show what they showed before, or the complete new day if only the answer was lost.
-pub async fn run_day(ports: &Ports, contract: &Contract, fecha: NaiveDate, epoch: i64, version: &str) -> Result<DayReport, DayError> {
+pub async fn run_day(
+    ports: &Ports,
+    contract: &Contract,
+    fecha: NaiveDate,
+    epoch: i64,
+    version: &str,
+) -> Result<DayReport, DayError> {
     let at = |source| DayError::Port { fecha, source };
     let held = |gate, found: String, expected: String| DayError::Held { fecha, gate, found, expected };
 
@@ -316,7 +329,11 @@ pub async fn run_day(ports: &Ports, contract: &Contract, fecha: NaiveDate, epoch
 
     let (rows, raw_version, raw_hash, files) = extract(ports, contract, fecha).await.map_err(at)?;
     if !(contract.rows_min..=contract.rows_max).contains(&rows) {
-        return Err(held("quality_gate_raw", format!("{rows} rows"), format!("{} to {} rows", contract.rows_min, contract.rows_max)));
+        return Err(held(
+            "quality_gate_raw",
+            format!("{rows} rows"),
+            format!("{} to {} rows", contract.rows_min, contract.rows_max),
+        ));
     }
 
     let inputs = vec![("ventas".to_owned(), Input::Parquet(files))];
@@ -368,36 +385,45 @@ pub async fn run_day(ports: &Ports, contract: &Contract, fecha: NaiveDate, epoch
     .map_err(at)?;
     if too_many {
         let clauses = report.clauses.iter().map(|(c, n)| format!("{c}: {n}")).collect::<Vec<_>>().join(", ");
-        return Err(held("quarantine_share", format!("{quarantined} of {rows} rows quarantined ({clauses})"), format!("at most {numerator}/{denominator}")));
+        return Err(held(
+            "quarantine_share",
+            format!("{quarantined} of {rows} rows quarantined ({clauses})"),
+            format!("at most {numerator}/{denominator}"),
+        ));
     }
     if report.revenue_cents <= 0 {
         return Err(held("quality_gate_final", format!("revenue of {} cents", report.revenue_cents), "more than 0".into()));
     }
 
-    write(ports, DayWrite {
-        table: STAGING.into(),
-        fecha,
-        epoch,
-        query: Query {
-            sql: format!(
-                "SELECT order_id, user_id, product_id, monto AS monto_bruto, descuento,
+    write(
+        ports,
+        DayWrite {
+            table: STAGING.into(),
+            fecha,
+            epoch,
+            query: Query {
+                sql: format!(
+                    "SELECT order_id, user_id, product_id, monto AS monto_bruto, descuento,
                         CAST(monto - descuento AS DECIMAL(10,2)) AS monto_neto, region, timestamp_venta, fecha,
                         arrow_cast('{stamp}', {UTC}) AS _loaded_at, _source_hash
                  FROM ({classified}) WHERE fate = 'published'"
-            ),
-            inputs,
+                ),
+                inputs,
+            },
         },
-    })
+    )
     .await
     .map_err(at)?;
 
-    write(ports, DayWrite {
-        table: MART.into(),
-        fecha,
-        epoch,
-        query: Query {
-            sql: format!(
-                "SELECT fecha, region, 'sin_segmento' AS segmento_cliente,
+    write(
+        ports,
+        DayWrite {
+            table: MART.into(),
+            fecha,
+            epoch,
+            query: Query {
+                sql: format!(
+                    "SELECT fecha, region, 'sin_segmento' AS segmento_cliente,
                         CAST(sum(monto_bruto) AS DECIMAL(12,2)) AS revenue_bruto,
                         CAST(sum(monto_neto) AS DECIMAL(12,2)) AS revenue_neto,
                         CAST(sum(descuento) AS DECIMAL(12,2)) AS descuentos_total,
@@ -406,10 +432,11 @@ pub async fn run_day(ports: &Ports, contract: &Contract, fecha: NaiveDate, epoch
                         CAST(NULL AS DOUBLE) AS tasa_conversion,
                         arrow_cast('{stamp}', {UTC}) AS _updated_at, '{version}' AS _pipeline_version
                  FROM staging WHERE fecha = DATE '{fecha}' GROUP BY fecha, region ORDER BY region"
-            ),
-            inputs: vec![("staging".to_owned(), Input::Delta(STAGING.into()))],
+                ),
+                inputs: vec![("staging".to_owned(), Input::Delta(STAGING.into()))],
+            },
         },
-    })
+    )
     .await
     .map_err(at)?;
     Ok(report)
@@ -454,9 +481,16 @@ pub async fn canonical_hash(lakehouse: &dyn Lakehouse, table: &str) -> Result<St
             "order_id, user_id, product_id, monto, descuento, region, timestamp_venta, fecha, _source_hash, fate, clause",
             "order_id, user_id, product_id, monto, descuento, region, timestamp_venta, fecha, fate, clause",
         ),
-        other => return Err(PortError::permanent(format!("hash {other}: found an unknown table, expected one of {STAGING}, {QUARANTINE}, {MART}"))),
+        other => {
+            return Err(PortError::permanent(format!(
+                "hash {other}: found an unknown table, expected one of {STAGING}, {QUARANTINE}, {MART}"
+            )));
+        }
     };
-    let query = Query { sql: format!("SELECT {columns} FROM t ORDER BY {order}"), inputs: vec![("t".into(), Input::Delta(table.into()))] };
+    let query = Query {
+        sql: format!("SELECT {columns} FROM t ORDER BY {order}"),
+        inputs: vec![("t".into(), Input::Delta(table.into()))],
+    };
     let mut hash = Sha256::new();
     for batch in lakehouse.query(&query).await? {
         each_row(&batch, |row| {

@@ -139,8 +139,8 @@ impl Contract {
     /// # Errors
     /// When the text is no contract of version 3.1, or has a rule this program cannot judge.
     pub fn parse(name: &str, text: &str) -> Result<Self, ContractError> {
-        let file: File = serde_saphyr::from_str(text)
-            .map_err(|e| ContractError::Parse { name: name.into(), source: Box::new(e) })?;
+        let file: File =
+            serde_saphyr::from_str(text).map_err(|e| ContractError::Parse { name: name.into(), source: Box::new(e) })?;
         let rule = |place: &str, found: &str, expected: &str| ContractError::Rule {
             name: name.into(),
             place: place.into(),
@@ -213,11 +213,9 @@ impl Contract {
         for want in &self.columns {
             match found.iter().find(|c| c.name == want.name) {
                 Some(have) if have.physical_type == want.physical_type => {}
-                Some(have) => out.push(SchemaDifference::Retyped(
-                    want.name.clone(),
-                    have.physical_type.clone(),
-                    want.physical_type.clone(),
-                )),
+                Some(have) => {
+                    out.push(SchemaDifference::Retyped(want.name.clone(), have.physical_type.clone(), want.physical_type.clone()))
+                }
                 None => missing.push(want),
             }
         }

@@ -4,22 +4,27 @@
 //! [`crate::platform::Platform::new`], so that no assembly can forget them. Object store calls made inside the
 //! lakehouse are recorded by the store that is handed to it, see [`RecordedStore`].
 
-use std::{fmt, sync::Arc, sync::atomic::{AtomicU64, Ordering}};
+use std::{
+    fmt,
+    sync::Arc,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
+use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, NaiveDate, Utc};
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, path::Path,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions,
+    PutPayload, PutResult, path::Path,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::ports::{
-    Alert, Column, Commit, DayWrite, Env, Lakehouse, Notifier, PartitionRead, Ports, Query, Result, Run, RunLedger,
-    TableSource,
+    Alert, Column, Commit, DayWrite, Env, Lakehouse, Notifier, PartitionRead, Ports, Query, Result, Run, RunLedger, TableSource,
+    Warehouse,
 };
 
 /// One port call.
@@ -61,24 +66,14 @@ impl Recorder {
     /// Records one event.
     pub fn record(&self, component: &str, call: &str, outcome: String, refs: Value) {
         let ordinal = self.next.fetch_add(1, Ordering::SeqCst);
-        self.sink.append(Event {
-            time: self.env.now(),
-            ordinal,
-            component: component.into(),
-            call: call.into(),
-            outcome,
-            refs,
-        });
+        self.sink.append(Event { time: self.env.now(), ordinal, component: component.into(), call: call.into(), outcome, refs });
     }
     fn port<T>(&self, component: &str, call: &str, refs: Value, result: Result<T>) -> Result<T> {
         let outcome = match &result {
             Ok(_) => "ok".to_owned(),
-            Err(e) => format!(
-                "{:?}{}",
-                e.disposition,
-                e.code.as_ref().map(|c| format!(" {c}")).unwrap_or_default()
-            )
-            .to_lowercase(),
+            Err(e) => {
+                format!("{:?}{}", e.disposition, e.code.as_ref().map(|c| format!(" {c}")).unwrap_or_default()).to_lowercase()
+            }
         };
         self.record(component, call, outcome, refs);
         result
@@ -92,10 +87,12 @@ pub fn recorded(ports: Ports) -> (Ports, Recorder) {
     let ports = Ports {
         tables: Arc::new(Recorded { inner: ports.tables, recorder: wrap(&recorder) }),
         lakehouse: Arc::new(Recorded { inner: ports.lakehouse, recorder: wrap(&recorder) }),
+        warehouse: Arc::new(Recorded { inner: ports.warehouse, recorder: wrap(&recorder) }),
         ledger: Arc::new(Recorded { inner: ports.ledger, recorder: wrap(&recorder) }),
         notifier: Arc::new(Recorded { inner: ports.notifier, recorder: wrap(&recorder) }),
         objects: Arc::new(RecordedStore { inner: ports.objects, recorder: recorder.clone() }),
         env: ports.env,
+        metrics: ports.metrics,
         history: ports.history,
     };
     (ports, recorder)
@@ -139,7 +136,7 @@ impl Lakehouse for Recorded<dyn Lakehouse> {
         let epoch = result.as_ref().ok().copied().flatten();
         self.recorder.port("lakehouse", "last_epoch", json!({ "table": table, "fecha": fecha, "epoch": epoch }), result)
     }
-    async fn query(&self, query: &Query) -> Result<Vec<arrow::record_batch::RecordBatch>> {
+    async fn query(&self, query: &Query) -> Result<Vec<RecordBatch>> {
         let result = self.inner.query(query).await;
         let rows = result.as_ref().ok().map(|b| b.iter().map(|b| b.num_rows()).sum::<usize>());
         self.recorder.port("lakehouse", "query", json!({ "inputs": query.inputs.len(), "rows": rows }), result)
@@ -147,6 +144,25 @@ impl Lakehouse for Recorded<dyn Lakehouse> {
     async fn exists(&self, table: &str) -> Result<bool> {
         let result = self.inner.exists(table).await;
         self.recorder.port("lakehouse", "exists", json!({ "table": table }), result)
+    }
+}
+
+#[async_trait]
+impl Warehouse for Recorded<dyn Warehouse> {
+    async fn load_day(&self, table: &str, fecha: NaiveDate, epoch: i64, batches: Vec<RecordBatch>) -> Result<Commit> {
+        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        let result = self.inner.load_day(table, fecha, epoch, batches).await;
+        self.recorder.port(
+            "warehouse",
+            "load_day",
+            json!({ "table": table, "fecha": fecha, "epoch": epoch, "rows": rows }),
+            result,
+        )
+    }
+    async fn query(&self, sql: &str, tables: &[&str]) -> Result<Vec<RecordBatch>> {
+        let result = self.inner.query(sql, tables).await;
+        let rows = result.as_ref().ok().map(|b| b.iter().map(RecordBatch::num_rows).sum::<usize>());
+        self.recorder.port("warehouse", "query", json!({ "tables": tables, "rows": rows }), result)
     }
 }
 
@@ -171,7 +187,12 @@ impl RunLedger for Recorded<dyn RunLedger> {
 impl Notifier for Recorded<dyn Notifier> {
     async fn raise(&self, alert: &Alert) -> Result<()> {
         let result = self.inner.raise(alert).await;
-        self.recorder.port("notifier", "raise", json!({ "key": alert.dedup_key, "kind": alert.kind, "summary": alert.summary }), result)
+        self.recorder.port(
+            "notifier",
+            "raise",
+            json!({ "key": alert.dedup_key, "kind": alert.kind, "summary": alert.summary }),
+            result,
+        )
     }
     async fn resolve(&self, dedup_key: &str) -> Result<()> {
         let result = self.inner.resolve(dedup_key).await;
@@ -225,7 +246,11 @@ impl ObjectStore for RecordedStore {
         let result = self.inner.put_opts(location, payload, opts).await;
         self.note("put", location.as_ref(), result)
     }
-    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> object_store::Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
         let result = self.inner.put_multipart_opts(location, opts).await;
         self.note("put_multipart", location.as_ref(), result)
     }
@@ -237,7 +262,10 @@ impl ObjectStore for RecordedStore {
         let result = self.inner.get_ranges(location, ranges).await;
         self.note("get_ranges", location.as_ref(), result)
     }
-    fn delete_stream(&self, locations: BoxStream<'static, object_store::Result<Path>>) -> BoxStream<'static, object_store::Result<Path>> {
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
         self.recorder.record("object_store", "delete_stream", "ok".into(), json!({}));
         self.inner.delete_stream(locations)
     }

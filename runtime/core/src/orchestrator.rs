@@ -68,7 +68,9 @@ pub async fn verify_sources(
         };
         attempts.push(Attempt { at: ports.env.now(), outcome: error.code.clone().unwrap_or_else(|| error.what.clone()) });
         let next = match policy {
-            SourcePolicy::Retry { waits_s, dispatch_s } => waits_s.get(attempts.len() - 1).map(|w| ports.env.now() + Duration::from_secs(w + dispatch_s)),
+            SourcePolicy::Retry { waits_s, dispatch_s } => {
+                waits_s.get(attempts.len() - 1).map(|w| ports.env.now() + Duration::from_secs(w + dispatch_s))
+            }
             SourcePolicy::Wait { every_s, deadline_s } => {
                 let next = ports.env.now() + Duration::from_secs((*every_s).max(1));
                 (next <= scheduled + Duration::from_secs(*deadline_s)).then_some(next)
@@ -95,6 +97,11 @@ async fn sleep_until(ports: &Ports, until: DateTime<Utc>) {
 }
 
 async fn raise(ports: &Ports, key: &str, error: &PortError) -> Result<()> {
-    let alert = Alert { dedup_key: key.into(), kind: "source_unavailable".into(), priority: 2, summary: format!("the source does not answer: {}", error.chain()) };
+    let alert = Alert {
+        dedup_key: key.into(),
+        kind: "source_unavailable".into(),
+        priority: 2,
+        summary: format!("the source does not answer: {}", error.chain()),
+    };
     ports.notifier.raise(&alert).await
 }

@@ -70,7 +70,15 @@ impl Platform {
         let env = self.ports.env.clone();
         let mut run = self.ports.ledger.begin(PIPELINE, fecha, &env.new_id(), floor, env.now()).await.map_err(at)?;
         let mut attempts = Vec::new();
-        let source = verify_sources(&self.ports, &self.config.source_policy, self.config.alert_after_s, self.config.startup_s, scheduled, &mut attempts).await;
+        let source = verify_sources(
+            &self.ports,
+            &self.config.source_policy,
+            self.config.alert_after_s,
+            self.config.startup_s,
+            scheduled,
+            &mut attempts,
+        )
+        .await;
         let result = match source {
             Err(source) => Err(DayError::Port { fecha, source }),
             Ok(()) => batch::run_day(&self.ports, &self.contract, fecha, run.epoch, env!("CARGO_PKG_VERSION")).await,

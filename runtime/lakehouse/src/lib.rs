@@ -15,8 +15,8 @@ use deltalake::{
         prelude::{SessionConfig, SessionContext, col, lit},
         scalar::ScalarValue,
     },
-    kernel::transaction::CommitProperties,
     kernel::Transaction,
+    kernel::transaction::CommitProperties,
     parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder,
     protocol::SaveMode,
 };
@@ -75,10 +75,12 @@ impl DeltaLakehouse {
     async fn run(&self, query: &Query) -> Result<(Vec<RecordBatch>, arrow::datatypes::SchemaRef)> {
         let ctx = Self::session();
         for (name, input) in &query.inputs {
-            let failed = |e: Box<dyn std::error::Error + Send + Sync>| PortError::permanent(format!("open input {name}")).because(e);
+            let failed =
+                |e: Box<dyn std::error::Error + Send + Sync>| PortError::permanent(format!("open input {name}")).because(e);
             match input {
                 Input::Delta(folder) => {
-                    let table = self.open(folder).await?.ok_or_else(|| PortError::permanent(format!("query {folder}: no such table")))?;
+                    let table =
+                        self.open(folder).await?.ok_or_else(|| PortError::permanent(format!("query {folder}: no such table")))?;
                     let provider = table.table_provider().await.map_err(|e| failed(e.into()))?;
                     ctx.register_table(name.as_str(), provider).map_err(|e| failed(e.into()))?;
                 }
@@ -102,7 +104,8 @@ impl DeltaLakehouse {
                 }
             }
         }
-        let failed = |e| PortError::permanent(format!("run query {}", query.sql.chars().take(120).collect::<String>())).because(e);
+        let failed =
+            |e| PortError::permanent(format!("run query {}", query.sql.chars().take(120).collect::<String>())).because(e);
         let frame = ctx.sql(&query.sql).await.map_err(failed)?;
         let schema = Arc::new(frame.schema().as_arrow().clone());
         Ok((frame.collect().await.map_err(failed)?, schema))

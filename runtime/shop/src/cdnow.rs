@@ -20,8 +20,7 @@ pub const HEADER: &str = " customer_id  date number_of_cds  dollar_value";
 pub const REGIONES: [&str; 5] = ["centro", "este", "norte", "oeste", "sur"];
 
 /// The header line of [`to_csv`], without its line end.
-pub const CSV_HEADER: &str =
-    "order_id,user_id,product_id,monto,descuento,region,timestamp_venta,fecha";
+pub const CSV_HEADER: &str = "order_id,user_id,product_id,monto,descuento,region,timestamp_venta,fecha";
 
 const FIELDS: &str = "four fields separated by blanks: customer_id date number_of_cds dollar_value";
 const AMOUNT: &str = "digits with up to two decimals, at most 92233720368547758.07";
@@ -123,10 +122,7 @@ pub fn parse(gz: &[u8]) -> Result<Vec<Purchase>, CdnowError> {
         None => &[],
     };
     if header != HEADER.as_bytes() {
-        return Err(CdnowError::Header {
-            found: shown(header),
-            expected: HEADER,
-        });
+        return Err(CdnowError::Header { found: shown(header), expected: HEADER });
     }
 
     lines
@@ -146,18 +142,9 @@ pub fn to_csv(purchases: &[Purchase]) -> String {
     let mut csv = String::from(CSV_HEADER);
     csv.push('\n');
     for purchase in purchases {
-        let Purchase {
-            order_id,
-            user_id,
-            product_id,
-            monto_cents,
-            region,
-            fecha,
-        } = purchase;
+        let Purchase { order_id, user_id, product_id, monto_cents, region, fecha } = purchase;
         let monto = dollars(*monto_cents);
-        csv.push_str(&format!(
-            "{order_id},{user_id},{product_id},{monto},0.00,{region},{fecha}T00:00:00Z,{fecha}\n"
-        ));
+        csv.push_str(&format!("{order_id},{user_id},{product_id},{monto},0.00,{region},{fecha}T00:00:00Z,{fecha}\n"));
     }
     csv
 }
@@ -181,13 +168,7 @@ fn gunzip(gz: &[u8]) -> Result<Vec<u8>, CdnowError> {
                     source,
                 }
             } else {
-                CdnowError::Gzip {
-                    line,
-                    column: "gzip stream",
-                    found,
-                    expected: "valid gzip data",
-                    source,
-                }
+                CdnowError::Gzip { line, column: "gzip stream", found, expected: "valid gzip data", source }
             })
         }
     }
@@ -225,22 +206,9 @@ fn purchase(line: usize, raw: &[u8]) -> Result<Purchase, CdnowError> {
     if !is_digits(customer) {
         return Err(wrong("customer_id", customer.as_bytes(), "digits"));
     }
-    let fecha = day(date).ok_or_else(|| {
-        wrong(
-            "date",
-            date.as_bytes(),
-            "a day of the calendar as eight digits, yyyymmdd",
-        )
-    })?;
-    let discs = number(discs).ok_or_else(|| {
-        wrong(
-            "number_of_cds",
-            discs.as_bytes(),
-            "digits, at most 4294967295",
-        )
-    })?;
-    let monto_cents =
-        cents(amount).ok_or_else(|| wrong("dollar_value", amount.as_bytes(), AMOUNT))?;
+    let fecha = day(date).ok_or_else(|| wrong("date", date.as_bytes(), "a day of the calendar as eight digits, yyyymmdd"))?;
+    let discs = number(discs).ok_or_else(|| wrong("number_of_cds", discs.as_bytes(), "digits, at most 4294967295"))?;
+    let monto_cents = cents(amount).ok_or_else(|| wrong("dollar_value", amount.as_bytes(), AMOUNT))?;
 
     Ok(Purchase {
         order_id: line.to_string(),
@@ -291,11 +259,7 @@ fn cents(text: &str) -> Option<i64> {
         Some(digits) if digits.len() == 2 => digits.parse().ok()?,
         Some(_) => return None,
     };
-    whole
-        .parse::<i64>()
-        .ok()?
-        .checked_mul(100)?
-        .checked_add(fraction)
+    whole.parse::<i64>().ok()?.checked_mul(100)?.checked_add(fraction)
 }
 
 fn dollars(cents: i64) -> String {
@@ -313,9 +277,7 @@ fn region(customer: &str) -> &'static str {
 /// The 64-bit FNV-1a hash. The hasher of the standard library may change between versions, and with
 /// it every region.
 fn fnv1a64(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 fn shown(bytes: &[u8]) -> String {
@@ -373,10 +335,7 @@ mod tests {
         assert_eq!(purchases, [expected]);
         assert_eq!(
             to_csv(&purchases),
-            format!(
-                "{CSV_HEADER}\n2,00001,P001,11.77,0.00,{},1997-01-01T00:00:00Z,1997-01-01\n",
-                region("00001")
-            )
+            format!("{CSV_HEADER}\n2,00001,P001,11.77,0.00,{},1997-01-01T00:00:00Z,1997-01-01\n", region("00001"))
         );
     }
 
@@ -391,10 +350,7 @@ mod tests {
     fn truncated_bytes_are_an_error() {
         for length in [0, 5, 1_000, BYTES.len() / 2, BYTES.len() - 1] {
             let error = parse(&BYTES[..length]).unwrap_err();
-            assert!(
-                matches!(error, CdnowError::Truncated { .. }),
-                "{length} bytes: {error:?}"
-            );
+            assert!(matches!(error, CdnowError::Truncated { .. }), "{length} bytes: {error:?}");
             let source = error.source().unwrap().to_string();
             assert!(!error.to_string().contains(&source), "{error}");
         }
@@ -403,10 +359,7 @@ mod tests {
     #[test]
     fn a_last_line_without_end_is_truncated() {
         let error = parse(&with_header("00001 19970101 1 11.7")).unwrap_err();
-        assert!(
-            matches!(error, CdnowError::Truncated { line: 2, .. }),
-            "{error:?}"
-        );
+        assert!(matches!(error, CdnowError::Truncated { line: 2, .. }), "{error:?}");
     }
 
     #[test]
@@ -439,20 +392,12 @@ mod tests {
             ("00001 19970230 1 1.00", "date", "19970230"),
             ("00001 1997011 1 1.00", "date", "1997011"),
             ("00001 19970101 +1 1.00", "number_of_cds", "+1"),
-            (
-                "00001 19970101 4294967296 1.00",
-                "number_of_cds",
-                "4294967296",
-            ),
+            ("00001 19970101 4294967296 1.00", "number_of_cds", "4294967296"),
             ("00001 19970101 1 11.777", "dollar_value", "11.777"),
             ("00001 19970101 1 -1.00", "dollar_value", "-1.00"),
             ("00001 19970101 1 1.", "dollar_value", "1."),
             ("00001 19970101 1 .5", "dollar_value", ".5"),
-            (
-                "00001 19970101 1 92233720368547758.08",
-                "dollar_value",
-                "92233720368547758.08",
-            ),
+            ("00001 19970101 1 92233720368547758.08", "dollar_value", "92233720368547758.08"),
             ("00001 19970101 1", "line", "00001 19970101 1"),
             ("", "line", ""),
         ];

@@ -1,0 +1,52 @@
+//! The ports: every way in which the platform touches the world.
+//!
+//! Few methods, whole batches, object-safe. No method has a default body: a fault wrapper that forgot to
+//! forward one would silently inject nothing.
+
+mod env;
+mod error;
+pub mod event_log;
+mod lakehouse;
+mod ledger;
+mod metrics;
+mod notifier;
+mod table_source;
+mod warehouse;
+
+pub use env::Env;
+pub use error::{Disposition, PortError, Result};
+pub use lakehouse::{Commit, DayWrite, Input, Lakehouse, Query};
+pub use ledger::{Run, RunLedger, RunState};
+pub use metrics::Metrics;
+pub use notifier::{Alert, Notifier};
+pub use table_source::{Column, PartitionRead, TableSource};
+pub use warehouse::Warehouse;
+
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+
+use crate::history::HistorySink;
+
+/// Everything the platform needs from outside. Production and simulation differ in this value alone.
+#[derive(Debug, Clone)]
+pub struct Ports {
+    /// Clock and ids.
+    pub env: Arc<dyn Env>,
+    /// Source tables.
+    pub tables: Arc<dyn TableSource>,
+    /// Raw objects.
+    pub objects: Arc<dyn ObjectStore>,
+    /// Delta tables.
+    pub lakehouse: Arc<dyn Lakehouse>,
+    /// What analysts and the dashboard read.
+    pub warehouse: Arc<dyn Warehouse>,
+    /// Runs.
+    pub ledger: Arc<dyn RunLedger>,
+    /// Alerts.
+    pub notifier: Arc<dyn Notifier>,
+    /// Counters and gauges.
+    pub metrics: Arc<dyn Metrics>,
+    /// Where the history of port calls goes.
+    pub history: Arc<dyn HistorySink>,
+}

@@ -1,0 +1,295 @@
+//! The simulated adapters: virtual clock, a source behind turmoil's network, a ledger and a pager in memory.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arrow::array::{ArrayRef, Date32Array, Decimal128Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use async_trait::async_trait;
+use chrono::{DateTime, NaiveDate, Utc};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use simulacro_core::{
+    batch::arrow_schema,
+    history::{Event, HistorySink},
+    ports::{Alert, Column, Env, Notifier, PartitionRead, PortError, Result, Run, RunLedger, RunState, TableSource},
+};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use turmoil::net::{TcpListener, TcpStream};
+
+use crate::interpose;
+
+/// Port of the simulated PostgreSQL.
+pub const POSTGRES: u16 = 5432;
+
+/// The virtual clock, and ids that count up.
+#[derive(Debug)]
+pub struct SimEnv {
+    /// Virtual time at the start of the simulation.
+    pub start: DateTime<Utc>,
+    /// The last id given.
+    pub ids: AtomicU64,
+}
+
+#[async_trait]
+impl Env for SimEnv {
+    fn now(&self) -> DateTime<Utc> {
+        // Threads that are no turmoil host see the driver's clock, which moves once a tick.
+        match turmoil::sim_elapsed() {
+            Some(elapsed) => self.start + elapsed,
+            None => DateTime::from_timestamp_nanos(interpose::virtual_nanos() as i64),
+        }
+    }
+    #[expect(clippy::disallowed_methods, reason = "this is the simulator's Env; tokio's clock is virtual here")]
+    async fn sleep(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+    fn new_id(&self) -> String {
+        format!("sim-{}", self.ids.fetch_add(1, Ordering::SeqCst))
+    }
+}
+
+/// One sale as the simulated source stores it. `None` is SQL NULL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// Order.
+    pub order_id: String,
+    /// Customer.
+    pub user_id: String,
+    /// Product.
+    pub product_id: String,
+    /// Amount in cents.
+    pub monto_cents: i64,
+    /// Region.
+    pub region: Option<String>,
+    /// Day.
+    pub fecha: NaiveDate,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    Ping,
+    Columns,
+    Read(NaiveDate),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Response {
+    Pong,
+    Columns(Vec<Column>),
+    Rows(Vec<Row>),
+}
+
+/// What the simulated PostgreSQL holds, and when it is down.
+#[derive(Debug)]
+pub struct Postgres {
+    /// Columns of `ventas`.
+    pub columns: Vec<Column>,
+    /// Rows of `ventas`.
+    pub rows: Vec<Row>,
+    /// Maintenance windows, from inclusive, to exclusive.
+    pub down: Vec<(DateTime<Utc>, DateTime<Utc>)>,
+}
+
+/// Runs the service on its turmoil host: it listens, except in a maintenance window, when connections are refused.
+///
+/// # Errors
+/// When turmoil's network fails in a way no fault asked for.
+#[expect(clippy::disallowed_methods, reason = "turmoil's network and tokio's virtual clock, inside the simulator")]
+pub async fn serve(state: Arc<Postgres>, start: DateTime<Utc>) -> std::io::Result<()> {
+    let now = || start + turmoil::sim_elapsed().unwrap_or_default();
+    let until = |t: DateTime<Utc>| (t - now()).to_std().unwrap_or_default();
+    loop {
+        if let Some((_, to)) = state.down.iter().find(|(from, to)| (*from..*to).contains(&now())) {
+            tokio::time::sleep(until(*to)).await;
+            continue;
+        }
+        let next_down = state.down.iter().map(|d| d.0).filter(|from| *from > now()).min();
+        let listener = TcpListener::bind((IpAddr::V4(Ipv4Addr::UNSPECIFIED), POSTGRES)).await?;
+        loop {
+            let stop = async {
+                match next_down {
+                    Some(at) => tokio::time::sleep(until(at)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let accepted = tokio::select! { biased; () = stop => break, a = listener.accept() => a };
+            let (stream, _) = accepted?;
+            let state = state.clone();
+            tokio::spawn(async move { answer(stream, &state).await });
+        }
+    }
+}
+
+async fn answer(mut stream: TcpStream, state: &Postgres) -> std::io::Result<()> {
+    let (read, mut write) = stream.split();
+    let mut line = String::new();
+    BufReader::new(read).read_line(&mut line).await?;
+    let response = match serde_json::from_str(&line)? {
+        Request::Ping => Response::Pong,
+        Request::Columns => Response::Columns(state.columns.clone()),
+        Request::Read(fecha) => Response::Rows(state.rows.iter().filter(|r| r.fecha == fecha).cloned().collect()),
+    };
+    let mut body = serde_json::to_vec(&response)?;
+    body.push(b'\n');
+    write.write_all(&body).await?;
+    write.shutdown().await
+}
+
+/// The client side of the simulated PostgreSQL.
+#[derive(Debug)]
+pub struct SimSource {
+    /// Turmoil host name.
+    pub host: String,
+    /// Connections refused so far: the proof that the fault fired.
+    pub refused: AtomicU64,
+}
+
+impl SimSource {
+    async fn call(&self, request: Request) -> Result<Response> {
+        let what = format!("ask {}:{POSTGRES}", self.host);
+        let mut stream = TcpStream::connect((self.host.as_str(), POSTGRES)).await.map_err(|e| {
+            if e.kind() == std::io::ErrorKind::ConnectionRefused {
+                self.refused.fetch_add(1, Ordering::SeqCst);
+            }
+            let code = if e.kind() == std::io::ErrorKind::ConnectionRefused { "ECONNREFUSED" } else { "EIO" };
+            PortError::retryable(format!("connect to {}:{POSTGRES}", self.host)).code(code).because(e)
+        })?;
+        let lost = |e: std::io::Error| PortError::retryable(what.clone()).code("ECONNRESET").because(e);
+        let mut body = serde_json::to_vec(&request).map_err(|e| PortError::permanent(what.clone()).because(e))?;
+        body.push(b'\n');
+        stream.write_all(&body).await.map_err(lost)?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).await.map_err(lost)?;
+        serde_json::from_str(&line).map_err(|e| PortError::retryable(what.clone()).because(e))
+    }
+}
+
+#[async_trait]
+impl TableSource for SimSource {
+    async fn ping(&self) -> Result<()> {
+        self.call(Request::Ping).await.map(|_| ())
+    }
+    async fn columns(&self, table: &str) -> Result<Vec<Column>> {
+        match self.call(Request::Columns).await? {
+            Response::Columns(columns) => Ok(columns),
+            other => Err(PortError::permanent(format!("columns of {table}: found {other:?}"))),
+        }
+    }
+    async fn read_day(&self, table: &str, fecha: NaiveDate, columns: &[Column]) -> Result<PartitionRead> {
+        let Response::Rows(rows) = self.call(Request::Read(fecha)).await? else {
+            return Err(PortError::permanent(format!("read {table} of {fecha}: expected rows")));
+        };
+        let day = (fecha - NaiveDate::default()).num_days();
+        let n = rows.len();
+        let bad = |e: arrow::error::ArrowError| PortError::permanent(format!("read {table} of {fecha}")).because(e);
+        let mut arrays: Vec<ArrayRef> = Vec::new();
+        for column in columns {
+            arrays.push(match column.name.as_str() {
+                "order_id" => Arc::new(rows.iter().map(|r| Some(r.order_id.as_str())).collect::<StringArray>()),
+                "user_id" => Arc::new(rows.iter().map(|r| Some(r.user_id.as_str())).collect::<StringArray>()),
+                "product_id" => Arc::new(rows.iter().map(|r| Some(r.product_id.as_str())).collect::<StringArray>()),
+                "region" => Arc::new(rows.iter().map(|r| r.region.as_deref()).collect::<StringArray>()),
+                "monto" => Arc::new(
+                    rows.iter()
+                        .map(|r| Some(i128::from(r.monto_cents)))
+                        .collect::<Decimal128Array>()
+                        .with_precision_and_scale(10, 2)
+                        .map_err(bad)?,
+                ),
+                "descuento" => Arc::new(Decimal128Array::from(vec![0_i128; n]).with_precision_and_scale(10, 2).map_err(bad)?),
+                "timestamp_venta" => {
+                    Arc::new(TimestampMicrosecondArray::from(vec![day * 86_400_000_000; n]).with_timezone("UTC"))
+                }
+                "fecha" => Arc::new(Date32Array::from(vec![day as i32; n])),
+                other => return Err(PortError::permanent(format!("column {other} does not exist")).code("42703")),
+            });
+        }
+        let batch = RecordBatch::try_new(arrow_schema(columns)?, arrays).map_err(bad)?;
+        Ok(PartitionRead { expected_rows: n as u64, batches: futures::stream::iter([Ok(batch)]).boxed() })
+    }
+}
+
+/// A ledger in memory.
+#[derive(Debug, Default)]
+pub struct SimLedger {
+    runs: Mutex<BTreeMap<(String, NaiveDate, i64), Run>>,
+}
+
+fn poisoned<T>(_: T) -> PortError {
+    PortError::permanent("a simulated service panicked while it held its state")
+}
+
+#[async_trait]
+impl RunLedger for SimLedger {
+    async fn begin(&self, pipeline: &str, fecha: NaiveDate, run_id: &str, floor: i64, now: DateTime<Utc>) -> Result<Run> {
+        let mut runs = self.runs.lock().map_err(poisoned)?;
+        if runs.values().any(|r| r.pipeline == pipeline && r.state == RunState::Running) {
+            return Err(PortError::retryable(format!("begin a run of {pipeline}: another process is running it")).code("BUSY"));
+        }
+        let last = runs.values().filter(|r| r.pipeline == pipeline && r.fecha == fecha).map(|r| r.epoch).max().unwrap_or(0);
+        let run = Run {
+            pipeline: pipeline.into(),
+            fecha,
+            epoch: last.max(floor) + 1,
+            run_id: run_id.into(),
+            state: RunState::Running,
+            started_at: now,
+            finished_at: None,
+            report: serde_json::Value::Null,
+        };
+        runs.insert((pipeline.into(), fecha, run.epoch), run.clone());
+        Ok(run)
+    }
+    async fn finish(&self, run: &Run) -> Result<()> {
+        self.runs.lock().map_err(poisoned)?.insert((run.pipeline.clone(), run.fecha, run.epoch), run.clone());
+        Ok(())
+    }
+    async fn runs(&self, pipeline: &str) -> Result<Vec<Run>> {
+        Ok(self.runs.lock().map_err(poisoned)?.values().filter(|r| r.pipeline == pipeline).cloned().collect())
+    }
+}
+
+/// A pager that remembers.
+#[derive(Debug)]
+pub struct SimNotifier {
+    /// For the time of an alert.
+    pub env: Arc<dyn Env>,
+    /// Alerts in order, each key once.
+    pub raised: Mutex<Vec<(DateTime<Utc>, Alert)>>,
+}
+
+#[async_trait]
+impl Notifier for SimNotifier {
+    async fn raise(&self, alert: &Alert) -> Result<()> {
+        let mut raised = self.raised.lock().map_err(poisoned)?;
+        if !raised.iter().any(|(_, a)| a.dedup_key == alert.dedup_key) {
+            raised.push((self.env.now(), alert.clone()));
+        }
+        Ok(())
+    }
+    async fn resolve(&self, _dedup_key: &str) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The history in memory.
+#[derive(Debug, Default)]
+pub struct SimHistory {
+    /// Events in order.
+    pub events: Mutex<Vec<Event>>,
+}
+
+impl HistorySink for SimHistory {
+    fn append(&self, event: Event) {
+        if let Ok(mut events) = self.events.lock() {
+            events.push(event);
+        }
+    }
+}
