@@ -1,6 +1,10 @@
 //! The simulator: the production platform in one process, under one seed and one virtual clock.
 
+pub mod faults;
+pub mod host;
 pub mod interpose;
+pub mod invariants;
+pub mod oracle;
 pub mod ports;
 pub mod scenario;
 pub mod store;

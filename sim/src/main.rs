@@ -1,13 +1,17 @@
 //! `simulacro-sim`: runs scenarios, each in a process of its own, and proves that runs repeat.
-#![expect(clippy::disallowed_methods, reason = "the driver owns processes and files; nothing here runs inside the world")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the driver owns processes, threads and files; nothing here runs inside the world"
+)]
 
 use std::{
+    collections::VecDeque,
     path::{Path, PathBuf},
     process::{Command as Process, ExitCode},
+    sync::Mutex,
 };
 
-use clap::{Parser, Subcommand};
-use sha2::{Digest, Sha256};
+use clap::{Parser, Subcommand, ValueEnum};
 use simulacro_sim::{
     interpose,
     scenario::{Scenario, Tier},
@@ -18,11 +22,22 @@ use simulacro_sim::{
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  simulacro-sim run scenarios\n  simulacro-sim run scenarios/monday_0300_waiting.toml --seed 7 --history out\n  simulacro-sim canary scenarios/monday_0300_waiting.toml --pairs 200\n\nExit codes: 0 holds, 1 violated, 2 usage, 5 non-deterministic, 6 inconclusive"
+    after_help = "Examples:
+  simulacro-sim run scenarios
+  simulacro-sim run scenarios/incidents/monday_0300_waiting.toml --seed 7 --history out
+  simulacro-sim canary scenarios/incidents/monday_0300_waiting.toml --pairs 200
+
+Exit codes: 0 holds, 1 violated, 2 usage, 5 non-deterministic, 6 inconclusive"
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum TierArg {
+    Pr,
+    Nightly,
 }
 
 #[derive(Subcommand)]
@@ -34,20 +49,26 @@ enum Command {
         /// Instead of the scenario's seeds
         #[arg(long)]
         seed: Option<u64>,
-        /// Only scenarios of this tier: pr or nightly
+        /// Only scenarios of this tier
         #[arg(long)]
-        tier: Option<String>,
+        tier: Option<TierArg>,
         /// Folder for the histories, one JSON object a line
         #[arg(long)]
         history: Option<PathBuf>,
+        /// Runs at a time
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
     },
-    /// Runs pairs of the same seed in separate processes and compares history and tables
+    /// Runs pairs of the same seed in separate processes and compares history, tables and stored bytes
     Canary {
         /// TOML file
         scenario: PathBuf,
         /// Number of pairs; pair n has seed n
         #[arg(long, default_value_t = 10)]
         pairs: u64,
+        /// Pairs at a time
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
         /// Plants a source of nondeterminism, which must be found
         #[arg(long)]
         plant: bool,
@@ -62,14 +83,16 @@ enum Command {
         history: Option<PathBuf>,
         #[arg(long)]
         plant: bool,
+        #[arg(long)]
+        twin: bool,
     },
 }
 
-type Failure = Box<dyn std::error::Error>;
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn load(path: &Path) -> Result<Scenario, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
-    Ok(toml::from_str(&text).map_err(|e| format!("scenario {}: {e}", path.display()))?)
+    Ok(Scenario::parse(&text).map_err(|e| format!("scenario {}: {e}", path.display()))?)
 }
 
 fn collect(path: &Path, into: &mut Vec<PathBuf>) -> Result<(), Failure> {
@@ -77,122 +100,235 @@ fn collect(path: &Path, into: &mut Vec<PathBuf>) -> Result<(), Failure> {
         for entry in std::fs::read_dir(path)? {
             collect(&entry?.path(), into)?;
         }
+    } else if !path.exists() {
+        return Err(format!("{}: found nothing, expected a scenario file or a folder", path.display()).into());
     } else if path.extension().is_some_and(|e| e == "toml") {
         into.push(path.to_owned());
     }
     Ok(())
 }
 
+/// One run, as it is handed to a process.
+#[derive(Clone)]
+struct Job {
+    scenario: PathBuf,
+    seed: u64,
+    history: Option<PathBuf>,
+    plant: bool,
+    twin: bool,
+}
+
 /// Runs one seed in a process of its own.
-fn child(scenario: &Path, seed: u64, history: Option<&Path>, plant: bool) -> Result<Judgement, Failure> {
+fn child(job: &Job) -> Result<Judgement, Failure> {
     let mut process = Process::new(std::env::current_exe()?);
-    process.arg("one").arg(scenario).arg("--seed").arg(seed.to_string());
-    if let Some(path) = history {
+    process.arg("one").arg(&job.scenario).arg("--seed").arg(job.seed.to_string());
+    if let Some(path) = &job.history {
         process.arg("--history").arg(path);
     }
-    if plant {
+    if job.plant {
         process.arg("--plant");
+    }
+    if job.twin {
+        process.arg("--twin");
     }
     let out = process.output()?;
     if !out.status.success() {
-        return Err(format!("{} seed {seed} did not finish: {}", scenario.display(), String::from_utf8_lossy(&out.stderr)).into());
+        let said = String::from_utf8_lossy(&out.stderr);
+        return Err(format!("{} seed {} did not finish: {said}", job.scenario.display(), job.seed).into());
     }
     Ok(serde_json::from_slice(&out.stdout)?)
 }
 
+/// Calls `work` for each item, a few at a time, and `tell` with the results in the order of the items.
+fn in_parallel<T: Send, R: Send>(
+    items: Vec<T>,
+    jobs: usize,
+    work: impl Fn(&T) -> R + Sync,
+    mut tell: impl FnMut(T, R) -> Result<(), Failure> + Send,
+) -> Result<(), Failure> {
+    let queue: Mutex<VecDeque<(usize, T)>> = Mutex::new(items.into_iter().enumerate().collect());
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            let (queue, work, send) = (&queue, &work, send.clone());
+            scope.spawn(move || {
+                loop {
+                    let next = queue.lock().ok().and_then(|mut q| q.pop_front());
+                    let Some((index, item)) = next else { break };
+                    let result = work(&item);
+                    if send.send((index, item, result)).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(send);
+        let mut waiting = std::collections::BTreeMap::new();
+        let mut next = 0;
+        for (index, item, result) in receive {
+            waiting.insert(index, (item, result));
+            while let Some((item, result)) = waiting.remove(&next) {
+                tell(item, result)?;
+                next += 1;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn write_history(path: &Path, events: &[simulacro_core::history::Event]) -> Result<(), Failure> {
+    let mut text = String::new();
+    for event in events {
+        text.push_str(&serde_json::to_string(event)?);
+        text.push('\n');
+    }
+    Ok(std::fs::write(path, text)?)
+}
+
+/// The judgement of a run, with the problems that only the comparison with its twin shows.
+fn judged(job: &Job, scenario: &Scenario) -> Result<(Judgement, f64), Failure> {
+    let began = interpose::real_nanos();
+    let mut judgement = child(job)?;
+    if scenario.expect.converges {
+        let twin = child(&Job { history: None, twin: true, ..job.clone() })?;
+        if twin.hashes != judgement.hashes {
+            let (found, expected) = (&judgement.hashes, &twin.hashes);
+            judgement.problems.push(format!("invariant converges: found tables {found:?}, the fault-free twin has {expected:?}"));
+            judgement.verdict = "violated".into();
+        }
+    }
+    Ok((judgement, (interpose::real_nanos() - began) as f64 / 1e9))
+}
+
+fn show(job: &Job, scenario: &Scenario, judgement: &Judgement, wall: f64) {
+    let good = judgement.verdict == "holds";
+    let name = job.scenario.file_stem().and_then(|s| s.to_str()).unwrap_or("scenario");
+    println!("{}  {name}  seed={}  wall {wall:.1}s  {}", if good { "ok  " } else { "FAIL" }, job.seed, scenario.summary);
+    if !judgement.attempts.iter().all(|a| a.ends_with(" ok")) {
+        const SHOWN: usize = 6;
+        let shown = judgement.attempts.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+        let more = judgement.attempts.len().saturating_sub(SHOWN);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        println!("        source    {shown}{more}");
+    }
+    if !judgement.alerts.is_empty() {
+        println!("        alerts    {}", judgement.alerts.join(", "));
+    }
+    if !judgement.hits.is_empty() {
+        println!("        faults    struck {:?} times", judgement.hits);
+    }
+    let missing = scenario.days as usize - judgement.published.len();
+    match (judgement.published.iter().next_back(), missing) {
+        (Some((fecha, at)), 0) => println!("        published {fecha} at {}", at.format("%m-%d %H:%M:%S")),
+        (_, missing) => println!("        published {} of {} days", scenario.days as usize - missing, scenario.days),
+    }
+    if !good {
+        println!("        verdict   {}", judgement.verdict);
+        for problem in &judgement.problems {
+            println!("        {problem}");
+        }
+        println!("        repeat    simulacro-sim run {} --seed {}", job.scenario.display(), job.seed);
+    }
+}
+
 fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
-        Command::One { scenario, seed, history, plant } => {
-            let (judgement, events) = world::run(&load(&scenario)?, seed, plant)?;
+        Command::One { scenario, seed, history, plant, twin } => {
+            let mut story = load(&scenario)?;
+            if twin {
+                story = story.twin();
+            }
+            let (judgement, events) = world::run(&story, seed, plant).map_err(|e| e.to_string())?;
             if let Some(path) = history {
-                let mut text = String::new();
-                for event in &events {
-                    text.push_str(&serde_json::to_string(event)?);
-                    text.push('\n');
-                }
-                std::fs::write(&path, text)?;
+                write_history(&path, &events)?;
             }
             println!("{}", serde_json::to_string(&judgement)?);
             Ok(0)
         }
-        Command::Run { path, seed, tier, history } => {
+        Command::Run { path, seed, tier, history, jobs } => {
             let mut files = Vec::new();
             collect(&path, &mut files)?;
             files.sort();
             if let Some(folder) = &history {
                 std::fs::create_dir_all(folder)?;
             }
-            let (mut passed, mut failed, mut code) = (0, 0, 0);
-            for file in &files {
-                let scenario = load(file)?;
-                let name = match scenario.tier {
-                    Tier::Pr => "pr",
-                    Tier::Nightly => "nightly",
+            let mut work = Vec::new();
+            for file in files {
+                let scenario = load(&file)?;
+                let wanted = match tier {
+                    None => true,
+                    Some(TierArg::Pr) => scenario.tier == Tier::Pr,
+                    Some(TierArg::Nightly) => scenario.tier == Tier::Nightly,
                 };
-                if tier.as_deref().is_some_and(|t| t != name) {
-                    continue;
-                }
-                for seed in seed.map_or(scenario.seeds.clone(), |s| vec![s]) {
-                    let began = interpose::real_nanos();
+                for seed in seed.map_or(scenario.seeds.clone(), |s| vec![s]).into_iter().filter(|_| wanted) {
                     let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or("scenario");
-                    let out = history.as_ref().map(|h| h.join(format!("{stem}-{seed}.jsonl")));
-                    let judgement = child(file, seed, out.as_deref(), false)?;
-                    let wall = (interpose::real_nanos() - began) as f64 / 1e9;
-                    let good = judgement.verdict == "holds";
-                    println!(
-                        "{}  {stem}  seed={seed}  wall {wall:.1}s  {}",
-                        if good { "ok  " } else { "FAIL" },
-                        scenario.summary
-                    );
-                    for line in [&judgement.attempts, &judgement.alerts] {
-                        if !line.is_empty() {
-                            println!("        {}", line.join(", "));
-                        }
-                    }
-                    if let Some(at) = judgement.published_at {
-                        println!("        published at {at}");
-                    }
-                    if good {
+                    let history = history.as_ref().map(|h| h.join(format!("{stem}-{seed}.jsonl")));
+                    let job = Job { scenario: file.clone(), seed, history, plant: false, twin: false };
+                    work.push((job, scenario.clone()));
+                }
+            }
+            if work.is_empty() {
+                return Err(format!("{}: found no scenario to run, expected at least one", path.display()).into());
+            }
+            let (mut passed, mut failed, mut code) = (0, 0, 0);
+            let began = interpose::real_nanos();
+            in_parallel(
+                work,
+                jobs,
+                |(job, scenario)| judged(job, scenario),
+                |(job, scenario), result| {
+                    let (judgement, wall) = result?;
+                    show(&job, &scenario, &judgement, wall);
+                    if judgement.verdict == "holds" {
                         passed += 1;
                     } else {
                         failed += 1;
-                        code = if judgement.verdict == "inconclusive" { 6 } else { 1 };
-                        println!("        verdict {}", judgement.verdict);
-                        for problem in &judgement.problems {
-                            println!("        {problem}");
-                        }
-                        println!("        repeat: simulacro-sim run {} --seed {seed}", file.display());
+                        code = if judgement.verdict == "inconclusive" { code.max(6) } else { 1 };
                     }
-                }
-            }
+                    Ok(())
+                },
+            )?;
+            println!("in {:.1} s of wall time", (interpose::real_nanos() - began) as f64 / 1e9);
             println!("{passed} passed, {failed} failed");
-            if passed + failed == 0 {
-                return Err(format!("{}: found no scenario to run", path.display()).into());
-            }
             Ok(code)
         }
-        Command::Canary { scenario, pairs, plant } => {
+        Command::Canary { scenario, pairs, jobs, plant } => {
+            load(&scenario)?;
             let folder = std::env::temp_dir().join(format!("simulacro-canary-{}", std::process::id()));
             std::fs::create_dir_all(&folder)?;
-            let mut different = 0;
-            for seed in 1..=pairs {
-                let mut seen = Vec::new();
-                for side in ["a", "b"] {
-                    let path = folder.join(side);
-                    let judgement = child(&scenario, seed, Some(&path), plant)?;
-                    let history = std::fs::read(&path)?;
-                    seen.push((Sha256::digest(&history).to_vec(), judgement, history));
-                }
-                if seen[0] != seen[1] {
-                    different += 1;
-                    let text = |i: usize| String::from_utf8_lossy(&seen[i].2).into_owned();
-                    let (a, b) = (text(0), text(1));
-                    let first = a.lines().zip(b.lines()).enumerate().find(|(_, (x, y))| x != y);
-                    println!("seed {seed} differs, first at {first:#?}");
-                }
-            }
+            let side = |seed: u64, side: &str| -> Result<(Judgement, Vec<u8>), Failure> {
+                let path = folder.join(format!("{side}-{seed}"));
+                let job = Job { scenario: scenario.clone(), seed, history: Some(path.clone()), plant, twin: false };
+                let judgement = child(&job)?;
+                let history = std::fs::read(&path)?;
+                std::fs::remove_file(&path)?;
+                Ok((judgement, history))
+            };
+            let (mut different, mut done) = (0, 0);
+            let result = in_parallel(
+                (1..=pairs).collect(),
+                jobs,
+                |&seed| Ok::<_, Failure>((side(seed, "a")?, side(seed, "b")?)),
+                |seed, pair| {
+                    let (a, b) = pair?;
+                    done += 1;
+                    if a != b {
+                        different += 1;
+                        let text = |history: &[u8]| String::from_utf8_lossy(history).into_owned();
+                        let (left, right) = (text(&a.1), text(&b.1));
+                        let lines = left.lines().zip(right.lines()).enumerate();
+                        match lines.into_iter().find(|(_, (x, y))| x != y) {
+                            Some((n, (x, y))) => println!("seed {seed}: histories differ first in line {}:\n  {x}\n  {y}", n + 1),
+                            None if a.1 != b.1 => println!("seed {seed}: one history is longer"),
+                            None => println!("seed {seed}: same history, other result:\n  {:?}\n  {:?}", a.0, b.0),
+                        }
+                    }
+                    Ok(())
+                },
+            );
             std::fs::remove_dir_all(&folder)?;
-            println!("{pairs} pairs, {different} different");
+            result?;
+            println!("{done} pairs, {different} different");
             Ok(if different == 0 { 0 } else { 5 })
         }
     }

@@ -1,4 +1,6 @@
 //! The simulated adapters: virtual clock, a source behind turmoil's network, a ledger and a pager in memory.
+//!
+//! The lakehouse is the real one; here it only pays for its calls to the store and dies with its process.
 
 use std::{
     collections::BTreeMap,
@@ -18,12 +20,19 @@ use serde::{Deserialize, Serialize};
 use simulacro_core::{
     batch::arrow_schema,
     history::{Event, HistorySink},
-    ports::{Alert, Column, Env, Notifier, PartitionRead, PortError, Result, Run, RunLedger, RunState, TableSource},
+    ports::{
+        Alert, Column, Commit, DayWrite, Env, Lakehouse, Metrics, Notifier, PartitionRead, PortError, Query, Result, Run,
+        RunLedger, RunState, TableSource, Warehouse,
+    },
 };
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use turmoil::net::{TcpListener, TcpStream};
 
-use crate::interpose;
+use crate::{
+    host::Host,
+    interpose,
+    store::{ObjectService, settle},
+};
 
 /// Port of the simulated PostgreSQL.
 pub const POSTGRES: u16 = 5432;
@@ -127,8 +136,8 @@ pub async fn serve(state: Arc<Postgres>, start: DateTime<Utc>) -> std::io::Resul
     }
 }
 
-async fn answer(mut stream: TcpStream, state: &Postgres) -> std::io::Result<()> {
-    let (read, mut write) = stream.split();
+async fn answer(stream: TcpStream, state: &Postgres) -> std::io::Result<()> {
+    let (read, mut write) = tokio::io::split(stream);
     let mut line = String::new();
     BufReader::new(read).read_line(&mut line).await?;
     let response = match serde_json::from_str(&line)? {
@@ -145,21 +154,21 @@ async fn answer(mut stream: TcpStream, state: &Postgres) -> std::io::Result<()> 
 /// The client side of the simulated PostgreSQL.
 #[derive(Debug)]
 pub struct SimSource {
-    /// Turmoil host name.
-    pub host: String,
+    /// Host name on the simulated network.
+    pub server: String,
     /// Connections refused so far: the proof that the fault fired.
     pub refused: AtomicU64,
 }
 
 impl SimSource {
     async fn call(&self, request: Request) -> Result<Response> {
-        let what = format!("ask {}:{POSTGRES}", self.host);
-        let mut stream = TcpStream::connect((self.host.as_str(), POSTGRES)).await.map_err(|e| {
+        let what = format!("ask {}:{POSTGRES}", self.server);
+        let mut stream = TcpStream::connect((self.server.as_str(), POSTGRES)).await.map_err(|e| {
             if e.kind() == std::io::ErrorKind::ConnectionRefused {
                 self.refused.fetch_add(1, Ordering::SeqCst);
             }
             let code = if e.kind() == std::io::ErrorKind::ConnectionRefused { "ECONNREFUSED" } else { "EIO" };
-            PortError::retryable(format!("connect to {}:{POSTGRES}", self.host)).code(code).because(e)
+            PortError::retryable(format!("connect to {}:{POSTGRES}", self.server)).code(code).because(e)
         })?;
         let lost = |e: std::io::Error| PortError::retryable(what.clone()).code("ECONNRESET").because(e);
         let mut body = serde_json::to_vec(&request).map_err(|e| PortError::permanent(what.clone()).because(e))?;
@@ -216,10 +225,27 @@ impl TableSource for SimSource {
     }
 }
 
-/// A ledger in memory.
-#[derive(Debug, Default)]
+/// A ledger in memory. It lives outside the worker, so it keeps what a dead worker wrote.
+#[derive(Debug)]
 pub struct SimLedger {
     runs: Mutex<BTreeMap<(String, NaiveDate, i64), Run>>,
+    host: Arc<Host>,
+}
+
+impl SimLedger {
+    /// An empty ledger used by `host`.
+    pub fn new(host: Arc<Host>) -> Self {
+        Self { runs: Mutex::default(), host }
+    }
+
+    /// What a database does when the connection of a dead client breaks: its lock is free and its run is closed.
+    pub fn client_died(&self, now: DateTime<Utc>) {
+        let Ok(mut runs) = self.runs.lock() else { return };
+        for run in runs.values_mut().filter(|r| r.state == RunState::Running) {
+            run.state = RunState::Failed;
+            run.finished_at = Some(now);
+        }
+    }
 }
 
 fn poisoned<T>(_: T) -> PortError {
@@ -229,11 +255,13 @@ fn poisoned<T>(_: T) -> PortError {
 #[async_trait]
 impl RunLedger for SimLedger {
     async fn begin(&self, pipeline: &str, fecha: NaiveDate, run_id: &str, floor: i64, now: DateTime<Utc>) -> Result<Run> {
+        self.host.only_alive().await;
         let mut runs = self.runs.lock().map_err(poisoned)?;
         if runs.values().any(|r| r.pipeline == pipeline && r.state == RunState::Running) {
             return Err(PortError::retryable(format!("begin a run of {pipeline}: another process is running it")).code("BUSY"));
         }
-        let last = runs.values().filter(|r| r.pipeline == pipeline && r.fecha == fecha).map(|r| r.epoch).max().unwrap_or(0);
+        let same_day = runs.values().filter(|r| r.pipeline == pipeline && r.fecha == fecha);
+        let last = same_day.map(|r| r.epoch).max().unwrap_or(0);
         let run = Run {
             pipeline: pipeline.into(),
             fecha,
@@ -248,11 +276,90 @@ impl RunLedger for SimLedger {
         Ok(run)
     }
     async fn finish(&self, run: &Run) -> Result<()> {
+        self.host.only_alive().await;
         self.runs.lock().map_err(poisoned)?.insert((run.pipeline.clone(), run.fecha, run.epoch), run.clone());
         Ok(())
     }
     async fn runs(&self, pipeline: &str) -> Result<Vec<Run>> {
         Ok(self.runs.lock().map_err(poisoned)?.values().filter(|r| r.pipeline == pipeline).cloned().collect())
+    }
+}
+
+/// The real lakehouse or warehouse on a simulated host: after each call it waits for what its store calls cost.
+#[derive(Debug)]
+pub struct OnHost<T: ?Sized> {
+    /// The real one.
+    pub inner: Arc<T>,
+    /// Whose calls are charged.
+    pub store: Arc<ObjectService>,
+}
+
+#[async_trait]
+impl Lakehouse for OnHost<dyn Lakehouse> {
+    async fn overwrite_day(&self, write: DayWrite) -> Result<Commit> {
+        let result = self.inner.overwrite_day(write).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>> {
+        let result = self.inner.last_epoch(table, fecha).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn query(&self, query: &Query) -> Result<Vec<RecordBatch>> {
+        let result = self.inner.query(query).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn maintain(&self, table: &str) -> Result<()> {
+        let result = self.inner.maintain(table).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn exists(&self, table: &str) -> Result<bool> {
+        let result = self.inner.exists(table).await;
+        settle(&self.store).await;
+        result
+    }
+}
+
+#[async_trait]
+impl Warehouse for OnHost<dyn Warehouse> {
+    async fn load_day(&self, table: &str, fecha: NaiveDate, epoch: i64, batches: Vec<RecordBatch>) -> Result<Commit> {
+        let result = self.inner.load_day(table, fecha, epoch, batches).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn query(&self, sql: &str, tables: &[&str]) -> Result<Vec<RecordBatch>> {
+        let result = self.inner.query(sql, tables).await;
+        settle(&self.store).await;
+        result
+    }
+}
+
+/// Metrics by name and labels; what a scrape would show.
+#[derive(Debug, Default)]
+pub struct SimMetrics {
+    /// Present values.
+    pub values: Mutex<BTreeMap<String, f64>>,
+}
+
+impl SimMetrics {
+    fn change(&self, name: &str, labels: &[(&'static str, &str)], change: impl FnOnce(f64) -> f64) {
+        let labels = labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",");
+        if let Ok(mut values) = self.values.lock() {
+            let value = values.entry(format!("{name}{{{labels}}}")).or_default();
+            *value = change(*value);
+        }
+    }
+}
+
+impl Metrics for SimMetrics {
+    fn count(&self, name: &'static str, labels: &[(&'static str, &str)], by: u64) {
+        self.change(name, labels, |value| value + by as f64);
+    }
+    fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)], value: f64) {
+        self.change(name, labels, |_| value);
     }
 }
 
@@ -263,11 +370,14 @@ pub struct SimNotifier {
     pub env: Arc<dyn Env>,
     /// Alerts in order, each key once.
     pub raised: Mutex<Vec<(DateTime<Utc>, Alert)>>,
+    /// Who calls.
+    pub host: Arc<Host>,
 }
 
 #[async_trait]
 impl Notifier for SimNotifier {
     async fn raise(&self, alert: &Alert) -> Result<()> {
+        self.host.only_alive().await;
         let mut raised = self.raised.lock().map_err(poisoned)?;
         if !raised.iter().any(|(_, a)| a.dedup_key == alert.dedup_key) {
             raised.push((self.env.now(), alert.clone()));
@@ -275,6 +385,7 @@ impl Notifier for SimNotifier {
         Ok(())
     }
     async fn resolve(&self, _dedup_key: &str) -> Result<()> {
+        self.host.only_alive().await;
         Ok(())
     }
 }

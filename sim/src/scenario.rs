@@ -1,8 +1,10 @@
 //! A scenario: one story as strict TOML. Prose says what is at stake; every number is a field.
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
 use serde::Deserialize;
 use simulacro_core::platform::Config;
+
+use crate::faults::Fault;
 
 /// When a scenario runs in CI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -12,6 +14,16 @@ pub enum Tier {
     Pr,
     /// Every night.
     Nightly,
+}
+
+impl Tier {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pr => "pr",
+            Self::Nightly => "nightly",
+        }
+    }
 }
 
 /// What must come of it.
@@ -24,51 +36,25 @@ pub enum Verdict {
     Caught,
 }
 
-/// One fault.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(tag = "mode", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Fault {
-    /// The source refuses connections from `from` (inclusive) to `to` (exclusive).
-    SourceUnavailable {
-        /// Start.
-        from: DateTime<Utc>,
-        /// End.
-        to: DateTime<Utc>,
-    },
-    /// Every n-th row arrives with a null region.
-    NullRegion {
-        /// 1 spoils every row.
-        every: usize,
-    },
-    /// A column of the source is renamed.
-    RenamedColumn {
-        /// Old name.
-        from: String,
-        /// New name.
-        to: String,
-    },
-    /// Every n-th row arrives twice.
-    DuplicatedRows {
-        /// 1 doubles every row.
-        every: usize,
-    },
-}
-
 /// What must be true at the end.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
-    /// See [`Verdict`].
+    /// Whether the platform survives, or is caught.
     pub verdict: Verdict,
-    /// Kinds of the alerts, in order.
-    pub alerts: Vec<String>,
-    /// Times of the tries to reach the source, to the second, with their outcome: `03:00:16 ECONNREFUSED`.
-    pub attempts: Option<Vec<String>>,
-    /// The name of the gate that holds the day, when one must.
-    pub held_by: Option<String>,
-    /// The invariants that a `caught` scenario must see broken.
+    /// The invariants that a `caught` scenario must see broken, in alphabetical order.
     #[serde(default)]
     pub broken: Vec<String>,
+    /// Kinds of the alerts that must be raised, in order; no others may be.
+    pub alerts: Vec<String>,
+    /// Tries to reach the source, to the second, with their outcome: `03:00:16 ECONNREFUSED`.
+    pub attempts: Option<Vec<String>>,
+    /// The name of the gate that holds a day, when one must.
+    pub held_by: Option<String>,
+    /// Each fault must strike at least so often.
+    pub fired_min: u64,
+    /// Whether the tables must equal those of the same story without its faults.
+    pub converges: bool,
 }
 
 /// The story.
@@ -81,19 +67,21 @@ pub struct Scenario {
     pub tier: Tier,
     /// Seeds.
     pub seeds: Vec<u64>,
-    /// The day of the purchase history whose rows are used.
-    pub purchases_of: NaiveDate,
-    /// The day they are dated to.
+    /// First day of the purchase history whose rows are used.
+    pub purchases_from: NaiveDate,
+    /// The day that they are dated to; the run for it starts on the next day.
     pub fecha: NaiveDate,
-    /// Schedule of the run.
-    pub scheduled: DateTime<Utc>,
-    /// When the run really starts.
-    pub starts: DateTime<Utc>,
-    /// When the mart must be there.
-    pub sla: DateTime<Utc>,
+    /// Number of days, at least 1.
+    pub days: u64,
+    /// Time of day of the schedule, in UTC.
+    pub schedule: NaiveTime,
+    /// Seconds from the schedule to the start of the run.
+    pub dispatch_s: i64,
+    /// Time of day at which a day must be published, in UTC.
+    pub sla: NaiveTime,
     /// Length of a simulation step in milliseconds.
     pub tick_ms: u64,
-    /// How often the day is run; later runs begin when the earlier one has ended.
+    /// How often each day is run; later runs begin when the earlier one has ended.
     pub runs: u32,
     /// The platform's configuration.
     pub config: Config,
@@ -102,4 +90,60 @@ pub struct Scenario {
     pub fault: Vec<Fault>,
     /// Expectations.
     pub expect: Expect,
+}
+
+impl Scenario {
+    /// Reads a scenario.
+    ///
+    /// # Errors
+    /// The place in the text, what stands there and what could.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let scenario: Self = toml::from_str(text).map_err(|e| e.to_string())?;
+        if scenario.days == 0 || scenario.runs == 0 || scenario.seeds.is_empty() || scenario.tick_ms == 0 {
+            return Err("days, runs, tick_ms and the number of seeds: found 0, expected at least 1".into());
+        }
+        if scenario.summary.chars().any(|c| c.is_ascii_digit()) {
+            return Err("summary: found a digit, expected prose without numbers; each number is a field of its own".into());
+        }
+        Ok(scenario)
+    }
+
+    /// The days in order.
+    pub fn fechas(&self) -> Vec<NaiveDate> {
+        (0..self.days).map(|n| self.fecha + Days::new(n)).collect()
+    }
+
+    /// When the run of a day is due.
+    pub fn scheduled(&self, fecha: NaiveDate) -> DateTime<Utc> {
+        (fecha + Days::new(1)).and_time(self.schedule).and_utc()
+    }
+
+    /// When a day must be published.
+    pub fn sla(&self, fecha: NaiveDate) -> DateTime<Utc> {
+        (fecha + Days::new(1)).and_time(self.sla).and_utc()
+    }
+
+    /// The same story without its faults.
+    pub fn twin(&self) -> Self {
+        Self { fault: Vec::new(), ..self.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = include_str!("../../scenarios/incidents/monday_0300_waiting.toml");
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let error = Scenario::parse(&format!("colour = \"red\"\n{GOOD}")).expect_err("an unknown key");
+        assert!(error.contains("unknown field `colour`"), "{error}");
+    }
+
+    #[test]
+    fn prose_holds_no_numbers() {
+        let error = Scenario::parse(&GOOD.replacen("summary = \"", "summary = \"5 ", 1)).expect_err("a digit");
+        assert!(error.contains("prose without numbers"), "{error}");
+    }
 }

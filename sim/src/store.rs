@@ -1,13 +1,530 @@
-//! The simulated object store: a plain state machine in memory, with conditional puts.
+//! The simulated object store: a state machine with versions and conditional puts, and its two client sides.
 //!
-//! It answers without waiting for virtual time, because delta-rs calls it from blocking threads on which virtual time
-//! stands still; see ARCHITECTURE.md. It keeps no old versions yet and charges no latency.
+//! The service answers at once, because delta-rs calls it from threads on which virtual time stands still. What a call
+//! costs is a debt, which the port that made the call awaits afterwards (see `SimLakehouse` and [`PortStore`]).
+//!
+//! Entries of a Delta log are stored with their JSON keys sorted: delta-rs writes them in the order of a hash map.
+//! What it leaves out: attributes, and multipart uploads that survive the process that began them.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use object_store::{ObjectStore, memory::InMemory};
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures::{StreamExt, stream::BoxStream};
+use object_store::{
+    CopyMode, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart, path::Path,
+};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
-/// An empty store.
-pub fn empty() -> Arc<dyn ObjectStore> {
-    Arc::new(InMemory::new())
+use crate::{faults::StoreFault, host::Host, interpose};
+
+/// What a call costs, whatever it carries.
+const LATENCY: Duration = Duration::from_millis(12);
+
+/// What a call wants; faults choose by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operation {
+    /// Whole objects, conditional or not, and the end of a multipart upload.
+    Put,
+    /// Objects and ranges.
+    Get,
+    /// Listings.
+    List,
+    /// Deletes.
+    Delete,
+}
+
+/// One version of an object. Versions are kept for ever: overwriting and deleting hide, they do not destroy.
+#[derive(Debug, Clone)]
+struct Version {
+    /// `None` is a delete marker.
+    bytes: Option<Bytes>,
+    number: u64,
+    at: DateTime<Utc>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: BTreeMap<Path, Vec<Version>>,
+    last_version: u64,
+    debt: Duration,
+    calls: u64,
+    faults: Vec<(StoreFault, u64)>,
+}
+
+/// The service. It outlives the processes that use it.
+#[derive(Debug)]
+pub struct ObjectService {
+    state: Mutex<State>,
+    /// The host that uses it: it can be struck down at a call.
+    host: Arc<Host>,
+}
+
+fn now() -> DateTime<Utc> {
+    DateTime::from_timestamp_nanos(interpose::virtual_nanos() as i64)
+}
+
+fn failed(path: &Path, status: &'static str, code: &str) -> Error {
+    Error::Generic { store: "simulated", source: format!("{path}: {status} {code}").into() }
+}
+
+/// Sorts the keys of every JSON object of a Delta log entry, statistics inside strings included.
+fn canonical(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let sorted: BTreeMap<String, Value> = map
+                .into_iter()
+                .map(|(key, value)| match (key.as_str(), value) {
+                    ("stats", Value::String(text)) => match serde_json::from_str::<Value>(&text) {
+                        Ok(inner) => (key, Value::String(canonical(inner).to_string())),
+                        Err(_) => (key, Value::String(text)),
+                    },
+                    (_, other) => (key, canonical(other)),
+                })
+                .collect();
+            Value::Object(sorted.into_iter().collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(canonical).collect()),
+        other => other,
+    }
+}
+
+fn canonical_log(bytes: Bytes) -> Bytes {
+    let Ok(text) = std::str::from_utf8(&bytes) else { return bytes };
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines() {
+        let Ok(value) = serde_json::from_str::<Value>(line) else { return bytes };
+        out.push_str(&canonical(value).to_string());
+        out.push('\n');
+    }
+    out.into()
+}
+
+impl ObjectService {
+    /// An empty store with the faults that will befall it.
+    pub fn new(host: Arc<Host>, faults: Vec<StoreFault>) -> Arc<Self> {
+        let state = State { faults: faults.into_iter().map(|f| (f, 0)).collect(), ..State::default() };
+        Arc::new(Self { state: Mutex::new(state), host })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often each fault struck, in the order they were given.
+    pub fn hits(&self) -> Vec<u64> {
+        self.lock().faults.iter().map(|(fault, hits)| fault.effective(*hits)).collect()
+    }
+
+    /// Calls so far.
+    pub fn calls(&self) -> u64 {
+        self.lock().calls
+    }
+
+    /// Takes what the calls since the last time cost.
+    pub fn take_debt(&self) -> Duration {
+        std::mem::take(&mut self.lock().debt)
+    }
+
+    /// Hash over path and bytes of every object that is there now.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        for (path, versions) in &self.lock().objects {
+            if let Some(bytes) = versions.last().and_then(|v| v.bytes.as_ref()) {
+                hash.update(path.as_ref());
+                hash.update([0]);
+                hash.update(Sha256::digest(bytes));
+            }
+        }
+        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// Paths of the objects that are there now.
+    pub fn paths(&self) -> Vec<String> {
+        let state = self.lock();
+        let there = state.objects.iter().filter(|(_, v)| v.last().is_some_and(|v| v.bytes.is_some()));
+        there.map(|(path, _)| path.to_string()).collect()
+    }
+
+    /// Counts a call, charges it, and lets the faults strike. Returns whether the answer of this call is to be lost.
+    fn enter(&self, operation: Operation, path: &Path) -> Result<bool> {
+        let mut state = self.lock();
+        state.calls += 1;
+        state.debt += LATENCY;
+        let (calls, at) = (state.calls, now());
+        if !self.host.survives_call(calls) {
+            return Err(failed(path, "connection", "ECONNRESET: the caller died"));
+        }
+        let mut lost = false;
+        for (fault, hits) in &mut state.faults {
+            if !fault.strikes(operation, path.as_ref(), at, *hits) {
+                continue;
+            }
+            *hits += 1;
+            match fault {
+                StoreFault::Unavailable { .. } => return Err(failed(path, "503", "SlowDown: reduce your request rate")),
+                StoreFault::ReplyLost { .. } => lost |= fault.loses_reply(*hits),
+                StoreFault::NoSpace { .. } => return Err(failed(path, "507", "ENOSPC: no space left on device")),
+            }
+        }
+        Ok(lost)
+    }
+
+    fn current(state: &State, path: &Path) -> Option<Version> {
+        state.objects.get(path)?.last().filter(|v| v.bytes.is_some()).cloned()
+    }
+
+    fn put(&self, path: &Path, bytes: Bytes, mode: PutMode) -> Result<PutResult> {
+        let lost = self.enter(Operation::Put, path)?;
+        let bytes =
+            if path.as_ref().contains("/_delta_log/") && path.as_ref().ends_with(".json") { canonical_log(bytes) } else { bytes };
+        let mut state = self.lock();
+        let present = Self::current(&state, path);
+        match (mode, present) {
+            (PutMode::Create, Some(_)) => {
+                return Err(Error::AlreadyExists { path: path.to_string(), source: "412 PreconditionFailed".into() });
+            }
+            (PutMode::Update(wanted), present) => {
+                let found = present.map(|v| v.number.to_string());
+                if found.is_none() || found != wanted.e_tag {
+                    let source = format!("412 PreconditionFailed: found {found:?}, expected {:?}", wanted.e_tag).into();
+                    return Err(Error::Precondition { path: path.to_string(), source });
+                }
+            }
+            (PutMode::Create | PutMode::Overwrite, _) => {}
+        }
+        state.last_version += 1;
+        let number = state.last_version;
+        state.objects.entry(path.clone()).or_default().push(Version { bytes: Some(bytes), number, at: now() });
+        if lost {
+            return Err(failed(path, "connection", "ECONNRESET: the answer was lost"));
+        }
+        Ok(PutResult { e_tag: Some(number.to_string()), version: Some(number.to_string()) })
+    }
+
+    fn meta(path: &Path, version: &Version) -> ObjectMeta {
+        ObjectMeta {
+            location: path.clone(),
+            last_modified: version.at,
+            size: version.bytes.as_ref().map_or(0, |b| b.len() as u64),
+            e_tag: Some(version.number.to_string()),
+            version: Some(version.number.to_string()),
+        }
+    }
+
+    fn get(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        self.enter(Operation::Get, path)?;
+        let missing = || Error::NotFound { path: path.to_string(), source: "404 NoSuchKey".into() };
+        let state = self.lock();
+        let version = match &options.version {
+            None => Self::current(&state, path).ok_or_else(missing)?,
+            Some(wanted) => {
+                let all = state.objects.get(path).ok_or_else(missing)?;
+                all.iter().find(|v| v.number.to_string() == *wanted).cloned().ok_or_else(missing)?
+            }
+        };
+        let meta = Self::meta(path, &version);
+        options.check_preconditions(&meta)?;
+        let bytes = version.bytes.ok_or_else(missing)?;
+        let whole = bytes.len() as u64;
+        let range = match options.range {
+            None => 0..whole,
+            Some(range) => range
+                .as_range(whole)
+                .map_err(|e| Error::Generic { store: "simulated", source: format!("416 InvalidRange: {e}").into() })?,
+        };
+        let part = bytes.slice(range.start as usize..range.end as usize);
+        let payload = GetResultPayload::Stream(futures::stream::iter([Ok(part)]).boxed());
+        Ok(GetResult { payload, meta, range, attributes: Default::default() })
+    }
+
+    fn delete(&self, path: &Path) -> Result<()> {
+        let lost = self.enter(Operation::Delete, path)?;
+        let mut state = self.lock();
+        if Self::current(&state, path).is_some() {
+            state.last_version += 1;
+            let number = state.last_version;
+            state.objects.entry(path.clone()).or_default().push(Version { bytes: None, number, at: now() });
+        }
+        if lost { Err(failed(path, "connection", "ECONNRESET: the answer was lost")) } else { Ok(()) }
+    }
+
+    /// Objects strictly below `prefix`, in order of path.
+    fn list(&self, prefix: Option<&Path>, after: Option<&Path>) -> Result<Vec<ObjectMeta>> {
+        let root = Path::default();
+        let prefix = prefix.unwrap_or(&root);
+        self.enter(Operation::List, prefix)?;
+        let state = self.lock();
+        Ok(state
+            .objects
+            .iter()
+            .filter(|(path, _)| path.prefix_match(prefix).is_some_and(|mut rest| rest.next().is_some()))
+            .filter(|(path, _)| after.is_none_or(|after| *path > after))
+            .filter_map(|(path, versions)| versions.last().filter(|v| v.bytes.is_some()).map(|v| Self::meta(path, v)))
+            .collect())
+    }
+
+    fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        let root = Path::default();
+        let base = prefix.unwrap_or(&root);
+        let (mut objects, mut folders) = (Vec::new(), BTreeSet::new());
+        for meta in self.list(prefix, None)? {
+            let mut rest: Vec<_> = match meta.location.prefix_match(base) {
+                Some(rest) => rest.take(2).collect(),
+                None => continue,
+            };
+            if rest.len() == 2 {
+                folders.insert(base.clone().join(rest.swap_remove(0)));
+            } else {
+                objects.push(meta);
+            }
+        }
+        Ok(ListResult { objects, common_prefixes: folders.into_iter().collect() })
+    }
+
+    fn copy(&self, from: &Path, to: &Path, mode: CopyMode) -> Result<()> {
+        let source = {
+            self.enter(Operation::Get, from)?;
+            Self::current(&self.lock(), from)
+        };
+        let missing = || Error::NotFound { path: from.to_string(), source: "404 NoSuchKey".into() };
+        let bytes = source.and_then(|v| v.bytes).ok_or_else(missing)?;
+        let mode = match mode {
+            CopyMode::Create => PutMode::Create,
+            CopyMode::Overwrite => PutMode::Overwrite,
+        };
+        self.put(to, bytes, mode).map(|_| ())
+    }
+}
+
+/// A client below the lakehouse port: it never waits, whatever thread it is called on.
+#[derive(Debug)]
+pub struct DirectStore(pub Arc<ObjectService>);
+
+impl fmt::Display for DirectStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("simulated")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for DirectStore {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        self.0.put(location, payload.into(), opts.mode)
+    }
+    async fn put_multipart_opts(&self, location: &Path, _opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        Ok(Box::new(Upload { service: self.0.clone(), path: location.clone(), parts: Vec::new() }))
+    }
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.0.get(location, options)
+    }
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let mut parts = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            parts.push(self.get_range(location, range.clone()).await?);
+        }
+        Ok(parts)
+    }
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        let service = self.0.clone();
+        locations.map(move |path| path.and_then(|path| service.delete(&path).map(|()| path))).boxed()
+    }
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        stream_of(self.0.list(prefix, None))
+    }
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+        stream_of(self.0.list(prefix, Some(offset)))
+    }
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.0.list_with_delimiter(prefix)
+    }
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.0.copy(from, to, options.mode)
+    }
+}
+
+fn stream_of(listing: Result<Vec<ObjectMeta>>) -> BoxStream<'static, Result<ObjectMeta>> {
+    match listing {
+        Ok(all) => futures::stream::iter(all.into_iter().map(Ok)).boxed(),
+        Err(e) => futures::stream::iter([Err(e)]).boxed(),
+    }
+}
+
+#[derive(Debug)]
+struct Upload {
+    service: Arc<ObjectService>,
+    path: Path,
+    parts: Vec<Bytes>,
+}
+
+#[async_trait]
+impl MultipartUpload for Upload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.parts.push(data.into());
+        let entered = self.service.enter(Operation::Put, &self.path);
+        Box::pin(async move { entered.map(|_| ()) })
+    }
+    async fn complete(&mut self) -> Result<PutResult> {
+        let whole: Vec<u8> = self.parts.drain(..).flatten().collect();
+        self.service.put(&self.path, whole.into(), PutMode::Overwrite)
+    }
+    async fn abort(&mut self) -> Result<()> {
+        self.parts.clear();
+        Ok(())
+    }
+}
+
+/// The store as the port that core uses: each call takes virtual time, and a dead caller never hears back.
+#[derive(Debug)]
+pub struct PortStore {
+    direct: DirectStore,
+}
+
+impl PortStore {
+    /// A client of the service on its host.
+    pub fn new(service: Arc<ObjectService>) -> Self {
+        Self { direct: DirectStore(service) }
+    }
+
+    async fn paid<T>(&self, result: T) -> T {
+        settle(&self.direct.0).await;
+        result
+    }
+}
+
+/// Awaits what calls have cost; never returns in a process that has died.
+pub async fn settle(service: &ObjectService) {
+    service.host.only_alive().await;
+    let debt = service.take_debt();
+    service.host.sleep(debt).await;
+    service.host.only_alive().await;
+}
+
+impl fmt::Display for PortStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("simulated")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for PortStore {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        let result = self.direct.put_opts(location, payload, opts).await;
+        self.paid(result).await
+    }
+    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        let result = self.direct.put_multipart_opts(location, opts).await;
+        self.paid(result).await
+    }
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let result = self.direct.get_opts(location, options).await;
+        self.paid(result).await
+    }
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let result = self.direct.get_ranges(location, ranges).await;
+        self.paid(result).await
+    }
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.settled(self.direct.delete_stream(locations))
+    }
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.settled(self.direct.list(prefix))
+    }
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.settled(self.direct.list_with_offset(prefix, offset))
+    }
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        let result = self.direct.list_with_delimiter(prefix).await;
+        self.paid(result).await
+    }
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        let result = self.direct.copy_opts(from, to, options).await;
+        self.paid(result).await
+    }
+}
+
+impl PortStore {
+    /// Awaits the cost before the first item and after the last.
+    fn settled<T: Send + 'static>(&self, items: BoxStream<'static, T>) -> BoxStream<'static, T> {
+        let (before, after) = (self.direct.0.clone(), self.direct.0.clone());
+        let first = futures::stream::once(async move {
+            settle(&before).await;
+            items
+        })
+        .flatten();
+        let last = futures::stream::once(async move {
+            settle(&after).await;
+        })
+        .filter_map(|()| futures::future::ready(None));
+        first.chain(last).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(faults: Vec<StoreFault>) -> Arc<ObjectService> {
+        ObjectService::new(Arc::new(Host::new("worker", None)), faults)
+    }
+
+    #[test]
+    fn old_versions_are_kept_and_deletes_hide() {
+        let (store, path) = (service(vec![]), Path::from("a/b"));
+        let first = store.put(&path, "one".into(), PutMode::Create).expect("a free name");
+        assert!(matches!(store.put(&path, "two".into(), PutMode::Create), Err(Error::AlreadyExists { .. })));
+        store.put(&path, "two".into(), PutMode::Overwrite).expect("overwritten");
+        store.delete(&path).expect("deleted");
+        assert!(matches!(store.get(&path, GetOptions::default()), Err(Error::NotFound { .. })));
+        assert!(store.list(None, None).expect("listed").is_empty());
+        let old = GetOptions { version: first.version, ..GetOptions::default() };
+        assert_eq!(store.get(&path, old).expect("the first version").meta.size, 3);
+    }
+
+    #[test]
+    fn an_update_needs_the_present_tag() {
+        let (store, path) = (service(vec![]), Path::from("a"));
+        let first = store.put(&path, "one".into(), PutMode::Create).expect("a free name");
+        store.put(&path, "two".into(), PutMode::Update(first.clone().into())).expect("the present tag");
+        let stale = store.put(&path, "three".into(), PutMode::Update(first.into()));
+        assert!(matches!(stale, Err(Error::Precondition { .. })));
+    }
+
+    #[test]
+    fn a_lost_reply_means_that_it_happened() {
+        let fault = StoreFault::ReplyLost { operation: Operation::Put, path: "a".into(), after: 0, times: 1 };
+        let (store, path) = (service(vec![fault]), Path::from("a"));
+        assert!(store.put(&path, "one".into(), PutMode::Create).is_err());
+        assert!(matches!(store.put(&path, "one".into(), PutMode::Create), Err(Error::AlreadyExists { .. })));
+        assert_eq!(store.hits(), [1]);
+    }
+
+    #[test]
+    fn log_entries_are_stored_with_sorted_keys() {
+        let text = "{\"b\":1,\"a\":{\"stats\":\"{\\\"z\\\":1,\\\"y\\\":2}\"}}\n";
+        let expected = "{\"a\":{\"stats\":\"{\\\"y\\\":2,\\\"z\\\":1}\"},\"b\":1}\n";
+        assert_eq!(canonical_log(text.into()), expected);
+    }
+
+    #[test]
+    fn listings_are_in_order_and_strictly_below() {
+        let store = service(vec![]);
+        for path in ["t/b", "t/a", "t/c/d", "tt/x", "t"] {
+            store.put(&Path::from(path), "x".into(), PutMode::Create).expect("a free name");
+        }
+        let below = store.list(Some(&Path::from("t")), None).expect("listed");
+        assert_eq!(below.iter().map(|m| m.location.to_string()).collect::<Vec<_>>(), ["t/a", "t/b", "t/c/d"]);
+        let level = store.list_with_delimiter(Some(&Path::from("t"))).expect("listed");
+        assert_eq!((level.objects.len(), level.common_prefixes), (2, vec![Path::from("t/c")]));
+    }
 }

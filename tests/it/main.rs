@@ -2,9 +2,9 @@
 //!
 //! The whole of a few real days, embedded, against a naive computation from the same purchases.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use simulacro_adapters::{CsvSource, connect_embedded};
+use simulacro_adapters::{CsvSource, PrometheusMetrics, connect_embedded};
 use simulacro_core::{
     batch::{DayError, MART, STAGING, canonical_hash},
     contract::Contract,
@@ -18,7 +18,9 @@ const CONTRACT: &str = include_str!("../../contracts/odcs/cdnow/ventas.yaml");
 async fn platform(source: &std::path::Path, data: &std::path::Path) -> Platform {
     let config = Config { source_policy: SourcePolicy::Wait { every_s: 1, deadline_s: 1 }, alert_after_s: 1, startup_s: 0 };
     let contract = Contract::parse("ventas.yaml", CONTRACT).expect("the shipped contract parses");
-    Platform::new(config, contract, connect_embedded(source, data).await.expect("the embedded platform connects"))
+    let metrics = Arc::new(PrometheusMetrics::default());
+    let ports = connect_embedded(source, data, metrics).await.expect("the embedded platform connects");
+    Platform::new(config, contract, ports)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -120,20 +120,21 @@ impl RunLedger for SqliteLedger {
     }
 
     async fn finish(&self, run: &Run) -> Result<()> {
-        sqlx::query("UPDATE runs SET state = ?, finished_at = ?, report = ? WHERE pipeline = ? AND fecha = ? AND epoch = ?")
-            .bind(state_name(run.state))
-            .bind(run.finished_at.map(|t| t.to_rfc3339()))
-            .bind(run.report.to_string())
-            .bind(&run.pipeline)
-            .bind(run.fecha.to_string())
-            .bind(run.epoch)
-            .execute(&self.pool)
-            .await
-            .map_err(failed("finish a run"))?;
+        let written =
+            sqlx::query("UPDATE runs SET state = ?, finished_at = ?, report = ? WHERE pipeline = ? AND fecha = ? AND epoch = ?")
+                .bind(state_name(run.state))
+                .bind(run.finished_at.map(|t| t.to_rfc3339()))
+                .bind(run.report.to_string())
+                .bind(&run.pipeline)
+                .bind(run.fecha.to_string())
+                .bind(run.epoch)
+                .execute(&self.pool)
+                .await;
+        // Let go in any case: a run whose end could not be written is closed by the next one.
         if let Ok(mut held) = self.held.lock() {
             held.remove(&run.pipeline);
         }
-        Ok(())
+        written.map(|_| ()).map_err(failed("finish a run"))
     }
 
     async fn runs(&self, pipeline: &str) -> Result<Vec<Run>> {

@@ -1,43 +1,50 @@
-//! The real adapters of the ports: system clock, a folder of CSV files, SQLite ledger, log notifier, history file.
+//! The real adapters of the ports: system clock, a folder of CSV files, SQLite ledger, log notifier, history file, metrics.
 
 mod csv_source;
 mod ledger;
+mod metrics;
 mod system;
 
 pub use csv_source::CsvSource;
 pub use ledger::SqliteLedger;
+pub use metrics::PrometheusMetrics;
 pub use system::{FileHistory, LogNotifier, SystemEnv};
 
 use std::{path::Path, sync::Arc};
 
-use object_store::local::LocalFileSystem;
+use object_store::{ObjectStore, local::LocalFileSystem};
 use simulacro_core::{
     history::{RecordedStore, Recorder},
-    ports::{PortError, Ports, Result},
+    ports::{Metrics, PortError, Ports, Result},
 };
-use simulacro_lakehouse::DeltaLakehouse;
+use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
 
 /// Connects the embedded platform: a source folder, and a data folder that holds the lake, the ledger and the history.
 ///
 /// # Errors
 /// `Permanent` when a folder cannot be made or the source cannot be read; the text names it.
-pub async fn connect_embedded(source: &Path, data: &Path) -> Result<Ports> {
+pub async fn connect_embedded(source: &Path, data: &Path, metrics: Arc<dyn Metrics>) -> Result<Ports> {
+    // The source is read first: when it is damaged, nothing is created.
+    let tables = Arc::new(CsvSource::open(source)?);
     let lake = data.join("lake");
     std::fs::create_dir_all(&lake).map_err(|e| PortError::permanent(format!("create folder {}", lake.display())).because(e))?;
     let store = LocalFileSystem::new_with_prefix(&lake)
         .map_err(|e| PortError::permanent(format!("open folder {}", lake.display())).because(e))?;
-    let objects: Arc<dyn object_store::ObjectStore> = Arc::new(store);
-    let env: Arc<SystemEnv> = Arc::new(SystemEnv::default());
-    let history = Arc::new(FileHistory::open(&data.join("history.jsonl"))?);
+    let objects: Arc<dyn ObjectStore> = Arc::new(store);
+    let env = Arc::new(SystemEnv::default());
+    let recorder = Recorder::new(env.clone(), Arc::new(FileHistory::open(&data.join("history.jsonl"))?));
     // delta-rs reaches the store below the lakehouse port, so its calls are recorded here.
-    let below = Arc::new(RecordedStore { inner: objects.clone(), recorder: Recorder::new(env.clone(), history.clone()) });
+    let below = Arc::new(RecordedStore { inner: objects.clone(), recorder: recorder.clone() });
+    let lakehouse = Arc::new(DeltaLakehouse::new(below));
     Ok(Ports {
         env,
-        tables: Arc::new(CsvSource::open(source)?),
+        tables,
         objects,
-        lakehouse: Arc::new(DeltaLakehouse::new(below)),
+        warehouse: Arc::new(DeltaWarehouse::new(lakehouse.clone())),
+        lakehouse,
         ledger: Arc::new(SqliteLedger::open(&data.join("ledger.db")).await?),
         notifier: Arc::new(LogNotifier),
-        history,
+        metrics,
+        recorder,
     })
 }

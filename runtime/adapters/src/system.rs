@@ -16,6 +16,7 @@ use simulacro_core::{
     history::{Event, HistorySink},
     ports::{Alert, Env, Notifier, PortError, Result},
 };
+use tracing::{error, info};
 
 /// The system's clock.
 #[derive(Debug, Default)]
@@ -37,18 +38,18 @@ impl Env for SystemEnv {
     }
 }
 
-/// Writes alerts to standard error.
+/// Writes alerts to the log.
 #[derive(Debug)]
 pub struct LogNotifier;
 
 #[async_trait]
 impl Notifier for LogNotifier {
     async fn raise(&self, alert: &Alert) -> Result<()> {
-        eprintln!("ALERT P{} {}: {}", alert.priority, alert.kind, alert.summary);
+        error!(kind = %alert.kind, priority = alert.priority, key = %alert.dedup_key, "alert: {}", alert.summary);
         Ok(())
     }
     async fn resolve(&self, dedup_key: &str) -> Result<()> {
-        eprintln!("RESOLVED {dedup_key}");
+        info!(key = %dedup_key, "alert resolved");
         Ok(())
     }
 }
@@ -80,7 +81,7 @@ impl HistorySink for FileHistory {
         line.push(b'\n');
         let Ok(mut file) = self.file.lock() else { return };
         if let Err(e) = file.write_all(&line) {
-            eprintln!("history: {e}");
+            error!(error = %e, "history could not be written");
         }
     }
 }

@@ -1,18 +1,23 @@
 //! `simulacro`: the production binary.
 #![expect(clippy::disallowed_methods, reason = "the application owns files and the wall clock")]
 
+mod report;
+mod telemetry;
+
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
 };
 
-use chrono::{Datelike, NaiveDate};
-use clap::{Parser, Subcommand};
+use chrono::NaiveDate;
+use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use simulacro_adapters::{CsvSource, connect_embedded};
+use report::{Day, money};
+use simulacro_adapters::{CsvSource, PrometheusMetrics, connect_embedded};
 use simulacro_core::{
-    batch::{DayError, DayReport, MART, QUARANTINE, STAGING, canonical_hash},
+    batch::{DayError, MART, QUARANTINE, STAGING, WAREHOUSE, canonical_hash, strings},
     contract::Contract,
     orchestrator::SourcePolicy,
     platform::{Config, PIPELINE, Platform},
@@ -20,13 +25,23 @@ use simulacro_core::{
 };
 use simulacro_shop::cdnow;
 
-const CONTRACT: &str = include_str!("../../../contracts/odcs/cdnow/ventas.yaml");
+/// Contracts that ship with the program, by the name that `--contract` takes.
+const CONTRACTS: [(&str, &str); 2] = [
+    ("cdnow", include_str!("../../../contracts/odcs/cdnow/ventas.yaml")),
+    ("ventas", include_str!("../../../contracts/odcs/ventas.yaml")),
+];
 
 /// The data platform: batch pipelines over embedded services.
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  simulacro demo --data /tmp/demo\n  simulacro batch --source shop --data lake --date 1997-01-01\n  simulacro status --data lake"
+    after_help = "Examples:
+  simulacro demo --data /tmp/demo
+  simulacro batch run --source shop --data lake --date 1997-01-01
+  simulacro batch run --source shop --data lake --contract my_ventas.yaml --metrics 127.0.0.1:9464
+  simulacro status --data lake
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 held by a contract, 4 somebody else is running the pipeline"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -43,22 +58,13 @@ enum Command {
         /// Only the first N days
         #[arg(long)]
         days: Option<usize>,
+        /// Address of the metrics endpoint; port 0 takes a free one
+        #[arg(long, default_value = "127.0.0.1:0")]
+        metrics: SocketAddr,
     },
-    /// Runs one day, or all days that a source has
-    Batch {
-        /// Folder with ventas.csv
-        #[arg(long)]
-        source: PathBuf,
-        /// Folder for lake, ledger and history
-        #[arg(long)]
-        data: PathBuf,
-        /// The day, for example 1997-01-01; without it all days
-        #[arg(long)]
-        date: Option<NaiveDate>,
-        /// TOML with source_policy, alert_after_s and startup_s
-        #[arg(long)]
-        config: Option<PathBuf>,
-    },
+    /// The daily batch pipeline
+    #[command(subcommand)]
+    Batch(Batch),
     /// Prints runs by state and the canonical hash of each table
     Status {
         /// Folder for lake, ledger and history
@@ -67,30 +73,67 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum Batch {
+    /// Runs one day, or all days that a source has; a day may be run again at any time
+    Run(RunArgs),
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// Folder with ventas.csv
+    #[arg(long)]
+    source: PathBuf,
+    /// Folder for lake, ledger and history
+    #[arg(long)]
+    data: PathBuf,
+    /// The day, for example 1997-01-01; without it all days
+    #[arg(long)]
+    date: Option<NaiveDate>,
+    /// TOML with source_policy, alert_after_s and startup_s
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// A contract that ships with the program (cdnow, ventas) or a file
+    #[arg(long, default_value = "cdnow")]
+    contract: String,
+    /// Address of a metrics endpoint while the run lasts
+    #[arg(long)]
+    metrics: Option<SocketAddr>,
+}
+
 fn default_config() -> Config {
-    Config { source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 9_000 }, alert_after_s: 60, startup_s: 0 }
+    Config {
+        source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 9_000 },
+        alert_after_s: 60,
+        startup_s: 0,
+    }
 }
 
 type Failure = Box<dyn std::error::Error>;
 
-fn money(cents: i64) -> String {
-    let whole = (cents / 100).to_string();
-    let grouped = whole.as_bytes().rchunks(3).rev().map(|c| String::from_utf8_lossy(c)).collect::<Vec<_>>().join(",");
-    format!("{grouped}.{:02}", cents % 100)
+/// Reads a file of the user; the error names it.
+fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()).into())
 }
 
-async fn assemble(source: &Path, data: &Path, config: Config) -> Result<Platform, Failure> {
-    Ok(Platform::new(
-        config,
-        Contract::parse("contracts/odcs/cdnow/ventas.yaml", CONTRACT)?,
-        connect_embedded(source, data).await?,
-    ))
+fn load_contract(name: &str) -> Result<Contract, Failure> {
+    if let Some((_, text)) = CONTRACTS.iter().find(|(shipped, _)| *shipped == name) {
+        return Ok(Contract::parse(name, text)?);
+    }
+    Ok(Contract::parse(name, &read(Path::new(name))?)?)
+}
+
+fn load_config(path: Option<&Path>) -> Result<Config, Failure> {
+    match path {
+        None => Ok(default_config()),
+        Some(path) => toml::from_str(&read(path)?).map_err(|e| format!("config {}: {e}", path.display()).into()),
+    }
 }
 
 /// Runs the days in order, with progress, and stops at the first that is not published.
-async fn run_days(platform: &Platform, days: &[NaiveDate]) -> Result<Vec<(NaiveDate, DayReport)>, Failure> {
+async fn run_days(platform: &Platform, days: &[NaiveDate]) -> Result<Vec<Day>, Failure> {
     let bar = ProgressBar::new(days.len() as u64);
-    bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} days  {msg}  eta {eta}")?);
+    bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} days  {msg}  {elapsed} elapsed, {eta} to go")?);
     let mut done = Vec::new();
     for &fecha in days {
         bar.set_message(fecha.to_string());
@@ -102,107 +145,106 @@ async fn run_days(platform: &Platform, days: &[NaiveDate]) -> Result<Vec<(NaiveD
     Ok(done)
 }
 
-fn summary(days: &[(NaiveDate, DayReport)]) {
-    println!("{:<8} {:>5} {:>9} {:>10} {:>9} {:>14}", "month", "days", "published", "rejected", "other", "revenue");
-    let mut months: std::collections::BTreeMap<(i32, u32), [i64; 5]> = Default::default();
-    for (fecha, report) in days {
-        let fate = |f: &str| report.fates.get(f).copied().unwrap_or(0) as i64;
-        let row = months.entry((fecha.year(), fecha.month())).or_default();
-        row[0] += 1;
-        row[1] += fate("published");
-        row[2] += fate("rejected");
-        row[3] += fate("quarantined") + fate("deduplicated");
-        row[4] += report.revenue_cents;
-    }
-    let most = months.values().map(|m| m[4]).max().unwrap_or(1).max(1);
-    let mut total = [0; 5];
-    for ((year, month), m) in &months {
-        let bar = "█".repeat((m[4] * 40 / most) as usize);
-        println!("{year}-{month:02}  {:>5} {:>9} {:>10} {:>9} {:>14} {bar}", m[0], m[1], m[2], m[3], money(m[4]));
-        for (t, v) in total.iter_mut().zip(m) {
-            *t += v;
-        }
-    }
-    let read: u64 = days.iter().map(|(_, r)| r.expected).sum();
-    println!("{:<8} {:>5} {:>9} {:>10} {:>9} {:>14}", "total", total[0], total[1], total[2], total[3], money(total[4]));
-    println!("{read} rows read = {} published + {} rejected + {} quarantined or deduplicated", total[1], total[2], total[3]);
-}
-
-async fn hashes(platform: &Platform) -> Result<(), Failure> {
+async fn print_hashes(platform: &Platform) -> Result<(), Failure> {
     for table in [STAGING, QUARANTINE, MART] {
         println!("{table:<28} {}", canonical_hash(platform.ports.lakehouse.as_ref(), table).await?);
     }
     Ok(())
 }
 
-/// Writes one line per day: `fecha,rows,published,rejected,revenue`.
-fn write_daily(data: &Path, days: &[(NaiveDate, DayReport)]) -> Result<PathBuf, Failure> {
-    let mut text = String::from("fecha,rows,published,rejected,revenue\n");
-    for (fecha, r) in days {
-        let fate = |f: &str| r.fates.get(f).copied().unwrap_or(0);
-        text.push_str(&format!(
-            "{fecha},{},{},{},{}.{:02}\n",
-            r.expected,
-            fate("published"),
-            fate("rejected"),
-            r.revenue_cents / 100,
-            r.revenue_cents % 100
-        ));
+/// What an analyst would ask the warehouse: revenue by region.
+async fn print_regions(platform: &Platform) -> Result<(), Failure> {
+    let sql = format!(
+        "SELECT region, CAST(sum(transacciones) AS VARCHAR) AS sales, CAST(sum(revenue_neto) AS VARCHAR) AS revenue
+         FROM {WAREHOUSE} GROUP BY region ORDER BY region"
+    );
+    println!("by region, asked of the warehouse ({WAREHOUSE}):");
+    for batch in platform.ports.warehouse.query(&sql, &[WAREHOUSE]).await? {
+        let columns = [strings(&batch, 0)?, strings(&batch, 1)?, strings(&batch, 2)?];
+        for row in 0..batch.num_rows() {
+            println!("  {:<8} {:>7} sales {:>14}", columns[0][row], columns[1][row], columns[2][row]);
+        }
     }
-    let path = data.join("revenue_per_day.csv");
-    std::fs::write(&path, text)?;
-    Ok(path)
+    Ok(())
+}
+
+async fn demo(data: &Path, days: Option<usize>, address: SocketAddr) -> Result<(), Failure> {
+    let source = data.join("source");
+    std::fs::create_dir_all(&source).map_err(|e| format!("create folder {}: {e}", source.display()))?;
+    let purchases = cdnow::parse(cdnow::BYTES)?;
+    println!("{} purchases of a real shop, written to {}", purchases.len(), source.join("ventas.csv").display());
+    std::fs::write(source.join("ventas.csv"), cdnow::to_csv(&purchases))?;
+    let mut all = CsvSource::open(&source)?.days("ventas")?;
+    all.truncate(days.unwrap_or(usize::MAX));
+    let metrics = Arc::new(PrometheusMetrics::default());
+    let bound = telemetry::serve_metrics(address, metrics.clone())
+        .await
+        .map_err(|e| format!("listen on {address} for metrics: {e}"))?;
+    println!("metrics while it runs: http://{bound}/metrics");
+    let ports = connect_embedded(&source, data, metrics.clone()).await?;
+    let platform = Platform::new(default_config(), load_contract("cdnow")?, ports);
+    let began = platform.ports.env.now();
+    let done = run_days(&platform, &all).await?;
+    let seconds = (platform.ports.env.now() - began).num_milliseconds() as f64 / 1_000.0;
+    if let Some((fecha, first)) = done.first() {
+        let fates = first.fates.iter().map(|(fate, rows)| format!("{rows} {fate}")).collect::<Vec<_>>().join(", ");
+        println!("\nfirst day {fecha}: {} rows, {fates}, revenue {}\n", first.expected, money(first.revenue_cents));
+    }
+    print!("{}", report::summary(&done));
+    println!("{} days in {seconds:.1} s\n", done.len());
+    print_regions(&platform).await?;
+    std::fs::write(data.join("metrics.prom"), metrics.handle.render())?;
+    println!("\nrevenue per day: {}", report::write_csv(data, &done)?.display());
+    println!("chart:           {}", report::write_chart(data, &done)?.display());
+    println!("history:         {}", data.join("history.jsonl").display());
+    println!("metrics:         {}", data.join("metrics.prom").display());
+    print_hashes(&platform).await
+}
+
+async fn batch_run(args: RunArgs) -> Result<(), Failure> {
+    // Everything that can be wrong in the arguments is read before anything is written.
+    let (config, contract) = (load_config(args.config.as_deref())?, load_contract(&args.contract)?);
+    let days = match args.date {
+        Some(date) => vec![date],
+        None => CsvSource::open(&args.source)?.days(&contract.table)?,
+    };
+    let metrics = Arc::new(PrometheusMetrics::default());
+    if let Some(address) = args.metrics {
+        telemetry::serve_metrics(address, metrics.clone())
+            .await
+            .map_err(|e| format!("listen on {address} for metrics: {e}"))?;
+    }
+    let ports = connect_embedded(&args.source, &args.data, metrics).await?;
+    let platform = Platform::new(config, contract, ports);
+    print!("{}", report::summary(&run_days(&platform, &days).await?));
+    Ok(())
+}
+
+async fn status(data: &Path) -> Result<(), Failure> {
+    if !data.join("ledger.db").exists() {
+        return Err(format!("status of {}: found no ledger.db, expected the data folder of a run", data.display()).into());
+    }
+    // Nothing is read from a source here, so an empty one will do.
+    let empty = tempfile::tempdir()?;
+    let ports = connect_embedded(empty.path(), data, Arc::new(PrometheusMetrics::default())).await?;
+    let platform = Platform::new(default_config(), load_contract("cdnow")?, ports);
+    let runs = platform.ports.ledger.runs(PIPELINE).await?;
+    for state in [RunState::Succeeded, RunState::Held, RunState::Failed, RunState::Running] {
+        println!("{:<10} {}", format!("{state:?}").to_lowercase(), runs.iter().filter(|r| r.state == state).count());
+    }
+    for table in [STAGING, QUARANTINE, MART] {
+        if platform.ports.lakehouse.exists(table).await? {
+            println!("{table:<28} {}", canonical_hash(platform.ports.lakehouse.as_ref(), table).await?);
+        }
+    }
+    Ok(())
 }
 
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Demo { data, days } => {
-            let source = data.join("source");
-            std::fs::create_dir_all(&source)?;
-            std::fs::write(source.join("ventas.csv"), cdnow::to_csv(&cdnow::parse(cdnow::BYTES)?))?;
-            let mut all = CsvSource::open(&source)?.days("ventas")?;
-            all.truncate(days.unwrap_or(usize::MAX));
-            let platform = assemble(&source, &data, default_config()).await?;
-            let done = run_days(&platform, &all).await?;
-            if let Some((fecha, first)) = done.first() {
-                println!(
-                    "first day {fecha}: {} rows, fates {:?}, revenue {}\n",
-                    first.expected,
-                    first.fates,
-                    money(first.revenue_cents)
-                );
-            }
-            summary(&done);
-            println!("revenue per day: {}", write_daily(&data, &done)?.display());
-            hashes(&platform).await
-        }
-        Command::Batch { source, data, date, config } => {
-            let config = match config {
-                None => default_config(),
-                Some(path) => {
-                    let text = std::fs::read_to_string(&path).map_err(|e| format!("read config {}: {e}", path.display()))?;
-                    toml::from_str(&text).map_err(|e| format!("config {}: {e}", path.display()))?
-                }
-            };
-            let table = CsvSource::open(&source)?;
-            let days = match date {
-                Some(date) => vec![date],
-                None => table.days("ventas")?,
-            };
-            let platform = assemble(&source, &data, config).await?;
-            summary(&run_days(&platform, &days).await?);
-            Ok(())
-        }
-        Command::Status { data } => {
-            let source = data.join("source");
-            std::fs::create_dir_all(&source)?;
-            let platform = assemble(&source, &data, default_config()).await?;
-            let runs = platform.ports.ledger.runs(PIPELINE).await?;
-            for state in [RunState::Succeeded, RunState::Held, RunState::Failed, RunState::Running] {
-                println!("{:<10} {}", format!("{state:?}").to_lowercase(), runs.iter().filter(|r| r.state == state).count());
-            }
-            hashes(&platform).await
-        }
+        Command::Demo { data, days, metrics } => demo(&data, days, metrics).await,
+        Command::Batch(Batch::Run(args)) => batch_run(args).await,
+        Command::Status { data } => status(&data).await,
     }
 }
 
@@ -216,30 +258,30 @@ fn explain(error: &dyn std::error::Error) {
     }
 }
 
+/// 3 is a day held by a contract, 4 a pipeline that somebody else is running, 1 anything else.
+fn exit_code(error: &Failure) -> u8 {
+    match error.downcast_ref::<DayError>() {
+        Some(DayError::Held { .. }) => 3,
+        Some(DayError::Port { source: PortError { code: Some(code), .. }, .. }) if code == "BUSY" => 4,
+        _ => 1,
+    }
+}
+
 fn main() -> ExitCode {
+    let cli = Cli::parse();
+    telemetry::init_logs();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => Arc::new(runtime),
+        Ok(runtime) => runtime,
         Err(e) => {
             explain(&e);
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run(Cli::parse().command)) {
+    match runtime.block_on(run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             explain(error.as_ref());
-            let held = error.downcast_ref::<DayError>().is_some_and(|e| matches!(e, DayError::Held { .. }));
-            let busy = error
-                .downcast_ref::<DayError>()
-                .is_some_and(|e| matches!(e, DayError::Port { source: PortError { code: Some(c), .. }, .. } if c == "BUSY"));
-            // 3 is a broken contract, 4 a pipeline that somebody else is running, 1 anything else.
-            ExitCode::from(if held {
-                3
-            } else if busy {
-                4
-            } else {
-                1
-            })
+            ExitCode::from(exit_code(&error))
         }
     }
 }

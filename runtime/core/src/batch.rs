@@ -26,6 +26,8 @@ use crate::{
 pub const STAGING: &str = "staging/ventas_validadas";
 /// Folder of the rows that are not published, each with its fate and the clause.
 pub const QUARANTINE: &str = "staging/ventas_no_publicadas";
+/// Table of the warehouse that the daily metrics are loaded into, for dashboards and analysts.
+pub const WAREHOUSE: &str = "analytics.metricas_diarias";
 /// Folder of the daily metrics.
 pub const MART: &str = "marts/metricas_diarias";
 
@@ -40,6 +42,10 @@ pub struct DayReport {
     pub clauses: BTreeMap<String, u64>,
     /// Sum of `monto_neto` of the published rows, in cents.
     pub revenue_cents: i64,
+    /// Rows of the day in the mart and in the warehouse.
+    pub mart_rows: u64,
+    /// Size of the raw day's objects.
+    pub raw_bytes: u64,
     /// Raw manifest version.
     pub raw_version: u64,
     /// Order-free hash of the raw day.
@@ -175,83 +181,115 @@ fn store_error(what: String, error: StoreError) -> PortError {
     base.because(error)
 }
 
-/// Extracts a day into the raw layer and returns its manifest's content.
-async fn extract(ports: &Ports, contract: &Contract, fecha: NaiveDate) -> Result<(u64, u64, String, Vec<String>)> {
+/// A day of the raw layer as its manifest tells it.
+struct RawDay {
+    manifest: Manifest,
+}
+
+impl RawDay {
+    fn paths(&self) -> Vec<String> {
+        self.manifest.files.iter().map(|f| f.path.clone()).collect()
+    }
+}
+
+/// Extracts a day into the raw layer. The volume is judged by the source's own count, before anything is written.
+async fn extract(ports: &Ports, contract: &Contract, fecha: NaiveDate) -> Result<RawDay, DayError> {
+    let at = |source| DayError::Port { fecha, source };
     let prefix = format!("raw/{}/fecha={fecha}", contract.table);
     let manifests = Path::from(format!("{prefix}/_manifest"));
-    let mut versions: Vec<Path> = ports
-        .objects
-        .list(Some(&manifests))
-        .map_ok(|m| m.location)
-        .try_collect()
-        .await
-        .map_err(|e| store_error(format!("list {manifests}"), e))?;
-    versions.sort();
-    let latest: Option<Manifest> = match versions.last() {
-        None => None,
-        Some(path) => {
-            let bytes = read_all(ports.objects.as_ref(), path).await?;
-            Some(serde_json::from_slice(&bytes).map_err(|e| PortError::permanent(format!("read manifest {path}")).because(e))?)
-        }
-    };
+    let mut read = ports.tables.read_day(&contract.table, fecha, &contract.columns).await.map_err(at)?;
+    if !(contract.rows_min..=contract.rows_max).contains(&read.expected_rows) {
+        return Err(DayError::Held {
+            fecha,
+            gate: "quality_gate_raw",
+            found: format!("{} rows", read.expected_rows),
+            expected: format!("{} to {} rows", contract.rows_min, contract.rows_max),
+        });
+    }
+    let latest = latest_manifest(ports, &manifests).await.map_err(at)?;
     let version = latest.as_ref().map_or(0, |m| m.version) + 1;
 
-    let schema = arrow_schema(&contract.columns)?;
-    let mut read = ports.tables.read_day(&contract.table, fecha, &contract.columns).await?;
+    let schema = arrow_schema(&contract.columns).map_err(at)?;
     let properties =
         WriterProperties::builder().set_compression(Compression::SNAPPY).set_created_by("simulacro".to_owned()).build();
-    let parquet_error = |e| PortError::permanent(format!("encode {prefix}")).because(e);
+    let parquet_error = |e| at(PortError::permanent(format!("encode {prefix}")).because(e));
     let mut writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties)).map_err(parquet_error)?;
     let (mut hash, mut rows) = (OrderFreeHash::default(), 0);
     while let Some(batch) = read.batches.next().await {
-        let batch = batch?;
+        let batch = batch.map_err(at)?;
         rows += batch.num_rows() as u64;
-        each_row(&batch, |row| hash.add(row))?;
+        each_row(&batch, |row| hash.add(row)).map_err(at)?;
         writer.write(&batch).map_err(parquet_error)?;
     }
     let bytes = writer.into_inner().map_err(parquet_error)?;
     if rows != read.expected_rows {
-        return Err(PortError::retryable(format!(
+        return Err(at(PortError::retryable(format!(
             "read {} of {fecha}: found {rows} rows, expected {} as counted in the same snapshot",
             contract.table, read.expected_rows
-        )));
+        ))));
     }
     let content_hash = hash.finish();
-    if let Some(latest) = latest.filter(|m| m.content_hash == content_hash) {
-        remove_leftovers(ports, &prefix, latest.version).await?;
-        return Ok((rows, latest.version, content_hash, latest.files.into_iter().map(|f| f.path).collect()));
-    }
+    let manifest = match latest {
+        Some(latest) if latest.content_hash == content_hash => latest,
+        _ => publish(ports, contract, &prefix, version, rows, content_hash, bytes).await.map_err(at)?,
+    };
+    remove_leftovers(ports, &prefix, manifest.version).await.map_err(at)?;
+    Ok(RawDay { manifest })
+}
 
-    // The object's name is free until its manifest exists, so an attempt that died here is simply written over.
+/// The newest manifest of a partition, if there is one.
+async fn latest_manifest(ports: &Ports, folder: &Path) -> Result<Option<Manifest>> {
+    let listing = ports.objects.list(Some(folder)).map_ok(|m| m.location);
+    let mut versions: Vec<Path> = listing.try_collect().await.map_err(|e| store_error(format!("list {folder}"), e))?;
+    versions.sort();
+    let Some(path) = versions.last() else { return Ok(None) };
+    let bytes = read_all(ports.objects.as_ref(), path).await?;
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|e| PortError::permanent(format!("read manifest {path}: found a damaged file")).because(e))
+}
+
+/// Writes the object and then its manifest, which makes it visible.
+///
+/// The object's name is free until its manifest exists, so an attempt that died here is simply written over.
+async fn publish(
+    ports: &Ports,
+    contract: &Contract,
+    prefix: &str,
+    version: u64,
+    rows: u64,
+    content_hash: String,
+    bytes: Vec<u8>,
+) -> Result<Manifest> {
     let path = Path::from(format!("{prefix}/part-v{version:06}-0000.parquet"));
     let file = ManifestFile { path: path.to_string(), bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(&bytes)) };
     ports.objects.put(&path, bytes.into()).await.map_err(|e| store_error(format!("put {path}"), e))?;
-    let manifest =
-        Manifest { version, contract: contract.id.clone(), rows, content_hash: content_hash.clone(), files: vec![file] };
-    let name = Path::from(format!("{manifests}/v{version:06}.json"));
+    let manifest = Manifest { version, contract: contract.id.clone(), rows, content_hash, files: vec![file] };
+    let name = Path::from(format!("{prefix}/_manifest/v{version:06}.json"));
     let body = serde_json::to_vec_pretty(&manifest).map_err(|e| PortError::permanent(format!("encode {name}")).because(e))?;
     match ports.objects.put_opts(&name, body.into(), PutMode::Create.into()).await {
-        Ok(_) => {}
-        Err(StoreError::AlreadyExists { .. }) => {
-            return Err(PortError::retryable(format!("put {name}: another run has published this version")));
+        Ok(_) => Ok(manifest),
+        // Either our own first try, whose answer was lost, or a rival: the content tells.
+        Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
+            match latest_manifest(ports, &Path::from(format!("{prefix}/_manifest"))).await? {
+                Some(there) if there.version == version && there.content_hash == manifest.content_hash => Ok(there),
+                _ => Err(PortError::retryable(format!("put {name}: another run has published this version"))),
+            }
         }
-        Err(e) => return Err(store_error(format!("put {name}"), e)),
+        Err(e) => Err(store_error(format!("put {name}"), e)),
     }
-    Ok((rows, version, content_hash, vec![path.to_string()]))
 }
 
-/// Removes objects of the partition that belong to no manifest: what a dead attempt left behind.
+/// Removes objects of the partition above the published version: what a dead attempt left behind.
 async fn remove_leftovers(ports: &Ports, prefix: &str, version: u64) -> Result<()> {
     let prefix = Path::from(prefix);
-    let objects: Vec<Path> = ports
-        .objects
-        .list(Some(&prefix))
-        .map_ok(|m| m.location)
-        .try_collect()
-        .await
-        .map_err(|e| store_error(format!("list {prefix}"), e))?;
-    let next = format!("part-v{:06}-", version + 1);
-    for path in objects.into_iter().filter(|p| p.filename().is_some_and(|f| f.starts_with(&next))) {
+    let listing = ports.objects.list(Some(&prefix)).map_ok(|m| m.location);
+    let objects: Vec<Path> = listing.try_collect().await.map_err(|e| store_error(format!("list {prefix}"), e))?;
+    let leftover = |p: &Path| {
+        let number = p.filename()?.strip_prefix("part-v")?.split('-').next()?.parse::<u64>().ok()?;
+        Some(number > version)
+    };
+    for path in objects.into_iter().filter(|p| leftover(p).unwrap_or(false)) {
         ports.objects.delete(&path).await.map_err(|e| store_error(format!("delete {path}"), e))?;
     }
     Ok(())
@@ -327,16 +365,9 @@ pub async fn run_day(
         return Err(held("schema_unchanged", list, format!("the columns of contract {}", contract.id)));
     }
 
-    let (rows, raw_version, raw_hash, files) = extract(ports, contract, fecha).await.map_err(at)?;
-    if !(contract.rows_min..=contract.rows_max).contains(&rows) {
-        return Err(held(
-            "quality_gate_raw",
-            format!("{rows} rows"),
-            format!("{} to {} rows", contract.rows_min, contract.rows_max),
-        ));
-    }
-
-    let inputs = vec![("ventas".to_owned(), Input::Parquet(files))];
+    let raw = extract(ports, contract, fecha).await?;
+    let rows = raw.manifest.rows;
+    let inputs = vec![("ventas".to_owned(), Input::Parquet(raw.paths()))];
     let classified = classification(contract);
     let counts = Query {
         sql: format!(
@@ -345,7 +376,13 @@ pub async fn run_day(
         ),
         inputs: inputs.clone(),
     };
-    let mut report = DayReport { expected: rows, raw_version, raw_hash, ..DayReport::default() };
+    let mut report = DayReport {
+        expected: rows,
+        raw_version: raw.manifest.version,
+        raw_hash: raw.manifest.content_hash.clone(),
+        raw_bytes: raw.manifest.files.iter().map(|f| f.bytes).sum(),
+        ..DayReport::default()
+    };
     for batch in ports.lakehouse.query(&counts).await.map_err(at)? {
         let fates = strings(&batch, 0).map_err(at)?;
         let clauses = strings(&batch, 1).map_err(at)?;
@@ -439,7 +476,30 @@ pub async fn run_day(
     )
     .await
     .map_err(at)?;
+    // Analysts see the day only when the mart has it.
+    let day = Query {
+        sql: format!("SELECT * FROM mart WHERE fecha = DATE '{fecha}' ORDER BY region, segmento_cliente"),
+        inputs: vec![("mart".to_owned(), Input::Delta(MART.into()))],
+    };
+    let batches = ports.lakehouse.query(&day).await.map_err(at)?;
+    report.mart_rows = batches.iter().map(|b| b.num_rows() as u64).sum();
+    load(ports, fecha, epoch, batches).await.map_err(at)?;
+    for table in [QUARANTINE, STAGING, MART] {
+        // A log that could not be looked after is as readable as before; the history has the error.
+        let _ = ports.lakehouse.maintain(table).await;
+    }
     Ok(report)
+}
+
+/// Loads a day into the warehouse and, while the outcome is not known, repeats the same epoch: at most three calls in all.
+async fn load(ports: &Ports, fecha: NaiveDate, epoch: i64, batches: Vec<RecordBatch>) -> Result<Commit> {
+    let mut attempts = 1;
+    loop {
+        match ports.warehouse.load_day(WAREHOUSE, fecha, epoch, batches.clone()).await {
+            Err(e) if e.disposition != Disposition::Permanent && attempts < 3 => attempts += 1,
+            other => return other,
+        }
+    }
 }
 
 /// Writes a day and, while the outcome is not known, repeats the same epoch: at most three calls in all.

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     batch::{self, DayError, DayReport, STAGING},
     contract::Contract,
-    history::{Recorder, recorded},
+    history::recorded,
     orchestrator::{Attempt, SourcePolicy, verify_sources},
-    ports::{Ports, Run, RunState},
+    ports::{Alert, PortError, Ports, Run, RunState},
 };
 
 /// Name of the daily pipeline in the ledger.
@@ -35,8 +35,6 @@ pub struct Platform {
     pub contract: Contract,
     /// Ports, with the recording wrapper on each.
     pub ports: Ports,
-    /// For events that are not port calls.
-    pub recorder: Recorder,
 }
 
 /// What a run of a day came to.
@@ -53,8 +51,7 @@ pub struct DayOutcome {
 impl Platform {
     /// Assembles the platform; the only wiring there is.
     pub fn new(config: Config, contract: Contract, ports: Ports) -> Self {
-        let (ports, recorder) = recorded(ports);
-        Self { config, contract, ports, recorder }
+        Self { config, contract, ports: recorded(ports) }
     }
 
     /// Runs one day: waits for the source as the policy says, then extracts, validates and publishes.
@@ -79,6 +76,7 @@ impl Platform {
             &mut attempts,
         )
         .await;
+        let source_failed = source.is_err();
         let result = match source {
             Err(source) => Err(DayError::Port { fecha, source }),
             Ok(()) => batch::run_day(&self.ports, &self.contract, fecha, run.epoch, env!("CARGO_PKG_VERSION")).await,
@@ -93,7 +91,59 @@ impl Platform {
             Ok(report) => serde_json::to_value(report).unwrap_or_default(),
             Err(error) => serde_json::json!({ "error": error.to_string() }),
         };
+        // First the truth, then the news: a pager that is down must not leave a run open.
         self.ports.ledger.finish(&run).await.map_err(at)?;
+        self.measure(&run, &result);
+        self.tell(&run, source_failed, &result).await.map_err(at)?;
         Ok(DayOutcome { run, attempts, result })
+    }
+
+    /// Raises the alert that the end of a run asks for, or resolves what an earlier run of the day raised.
+    ///
+    /// An absent source has had its alert while the run waited for it, so it gets no second one here.
+    async fn tell(&self, run: &Run, source_failed: bool, result: &Result<DayReport, DayError>) -> Result<(), PortError> {
+        let (held, failed) = (format!("day_held:{}", run.fecha), format!("run_failed:{}", run.fecha));
+        match result {
+            Ok(_) if run.epoch > 1 => {
+                self.ports.notifier.resolve(&held).await?;
+                self.ports.notifier.resolve(&failed).await
+            }
+            Ok(_) => Ok(()),
+            Err(error @ DayError::Held { .. }) => {
+                let alert = Alert { dedup_key: held, kind: "day_held".into(), priority: 1, summary: error.to_string() };
+                self.ports.notifier.raise(&alert).await
+            }
+            Err(DayError::Port { .. }) if source_failed => Ok(()),
+            Err(error @ DayError::Port { source, .. }) => {
+                let summary = format!("{error}: {}", source.chain());
+                let alert = Alert { dedup_key: failed, kind: "run_failed".into(), priority: 1, summary };
+                self.ports.notifier.raise(&alert).await
+            }
+        }
+    }
+
+    fn measure(&self, run: &Run, result: &Result<DayReport, DayError>) {
+        let metrics = &self.ports.metrics;
+        let state = match run.state {
+            RunState::Running => "running",
+            RunState::Succeeded => "succeeded",
+            RunState::Failed => "failed",
+            RunState::Held => "held",
+        };
+        metrics.count("simulacro_batch_runs_total", &[("state", state)], 1);
+        if let Some(end) = run.finished_at {
+            let seconds = (end - run.started_at).num_milliseconds() as f64 / 1_000.0;
+            metrics.gauge("simulacro_batch_run_duration_seconds", &[], seconds);
+        }
+        if let Ok(report) = result {
+            for (fate, rows) in &report.fates {
+                metrics.count("simulacro_batch_rows_total", &[("fate", fate)], *rows);
+            }
+            metrics.gauge("simulacro_batch_revenue_cents", &[], report.revenue_cents as f64);
+            metrics.gauge("simulacro_batch_raw_bytes", &[], report.raw_bytes as f64);
+            if let Some(end) = run.finished_at {
+                metrics.gauge("simulacro_batch_last_success_timestamp_seconds", &[], end.timestamp() as f64);
+            }
+        }
     }
 }

@@ -3,7 +3,14 @@
 //! Everything that could depend on the machine is fixed: one partition, one order. What delta-rs commits is decided
 //! by the epoch in the Delta `txn` action, never by the error it returned: after any error the table is loaded again.
 
-use std::{num::NonZeroUsize, sync::Arc};
+mod warehouse;
+
+pub use warehouse::DeltaWarehouse;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
@@ -11,53 +18,99 @@ use chrono::NaiveDate;
 use deltalake::{
     DeltaTable, DeltaTableBuilder, DeltaTableError,
     datafusion::{
-        datasource::MemTable,
-        prelude::{SessionConfig, SessionContext, col, lit},
+        common::TableReference,
+        execution::session_state::SessionStateBuilder,
+        logical_expr::LogicalPlan,
+        prelude::{DataFrame, ParquetReadOptions, SessionConfig, SessionContext, col, lit},
         scalar::ScalarValue,
     },
-    kernel::Transaction,
-    kernel::transaction::CommitProperties,
-    parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder,
-    protocol::SaveMode,
+    delta_datafusion::DeltaSessionContext,
+    kernel::{Transaction, transaction::CommitProperties},
+    protocol::{SaveMode, checkpoints::create_checkpoint},
 };
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use simulacro_core::ports::{Commit, DayWrite, Input, Lakehouse, PortError, Query, Result};
+use url::Url;
+
+/// A checkpoint is written when the log has grown by this many versions.
+pub const CHECKPOINT_EVERY: u64 = 20;
+
+/// Under which address DataFusion finds the store; the host is arbitrary.
+const ROOT: &str = "lake://root";
 
 /// Delta tables under the root of one object store.
 #[derive(Debug)]
 pub struct DeltaLakehouse {
     store: Arc<dyn ObjectStore>,
+    /// Tables that were opened before. A snapshot here is a start for the next one, never an answer by itself.
+    opened: Mutex<BTreeMap<String, DeltaTable>>,
+    /// The last checkpoint of a table that this process knows of.
+    checkpoints: Mutex<BTreeMap<String, u64>>,
 }
 
 fn app_id(table: &str, fecha: NaiveDate) -> String {
     format!("simulacro:{table}:{fecha}")
 }
 
+fn days_since_epoch(fecha: NaiveDate) -> Option<i32> {
+    i32::try_from((fecha - NaiveDate::default()).num_days()).ok()
+}
+
 impl DeltaLakehouse {
     /// Tables are folders of `store`.
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store }
+        Self { store, opened: Mutex::default(), checkpoints: Mutex::default() }
     }
 
-    fn session() -> SessionContext {
-        let partitions = NonZeroUsize::MIN.get();
-        SessionContext::new_with_config(SessionConfig::new().with_target_partitions(partitions))
+    /// A session whose plans do not depend on the number of cores.
+    fn session(&self) -> Result<SessionContext> {
+        let broken = |e: Box<dyn std::error::Error + Send + Sync>| PortError::permanent("make a query session").because(e);
+        let delta = DeltaSessionContext::new().into_inner();
+        let config: SessionConfig = delta
+            .copied_config()
+            .with_target_partitions(1)
+            .set_usize("datafusion.execution.planning_concurrency", 1)
+            .set_usize("datafusion.execution.meta_fetch_concurrency", 1);
+        let state = SessionStateBuilder::new_from_existing(delta.state()).with_config(config).build();
+        let ctx = SessionContext::new_with_state(state);
+        let root = Url::parse(ROOT).map_err(|e| broken(e.into()))?;
+        ctx.register_object_store(&root, self.store.clone());
+        Ok(ctx)
     }
 
+    /// The newest version of a table; `None` when there is no table.
     async fn open(&self, table: &str) -> Result<Option<DeltaTable>> {
+        let known = self.opened.lock().unwrap_or_else(PoisonError::into_inner).get(table).cloned();
+        if let Some(mut known) = known {
+            match known.update_state().await {
+                Ok(()) => {
+                    self.remember(table, &known);
+                    return Ok(Some(known));
+                }
+                // The log may have been replaced under us, as by a restore: begin anew.
+                Err(_) => self.opened.lock().unwrap_or_else(PoisonError::into_inner).remove(table),
+            };
+        }
         let broken = |e: DeltaTableError| PortError::permanent(format!("open delta table {table}")).because(e);
         match self.builder(table)?.load().await {
-            Ok(t) => Ok(Some(t)),
+            Ok(loaded) => {
+                self.remember(table, &loaded);
+                Ok(Some(loaded))
+            }
             Err(DeltaTableError::NotATable(_) | DeltaTableError::InvalidTableLocation(_)) => Ok(None),
             Err(e) => {
                 // A missing table may come as another error; an empty log decides.
-                let t = self.builder(table)?.build().map_err(broken)?;
-                match t.verify_deltatable_existence().await {
+                let unloaded = self.builder(table)?.build().map_err(broken)?;
+                match unloaded.verify_deltatable_existence().await {
                     Ok(false) => Ok(None),
                     _ => Err(broken(e)),
                 }
             }
         }
+    }
+
+    fn remember(&self, table: &str, opened: &DeltaTable) {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(table.to_owned(), opened.clone());
     }
 
     fn builder(&self, table: &str) -> Result<DeltaTableBuilder> {
@@ -72,111 +125,154 @@ impl DeltaLakehouse {
         state.snapshot().transaction_version(table.log_store().as_ref(), app).await.map_err(read)
     }
 
-    async fn run(&self, query: &Query) -> Result<(Vec<RecordBatch>, arrow::datatypes::SchemaRef)> {
-        let ctx = Self::session();
+    /// Makes `input` a table of the session under `name`.
+    async fn register(&self, ctx: &SessionContext, name: &str, input: &Input) -> Result<()> {
+        let failed =
+            |e: Box<dyn std::error::Error + Send + Sync>| PortError::permanent(format!("open input {name}: {input}")).because(e);
+        let reference = TableReference::parse_str(name);
+        if let Some(schema) = reference.schema()
+            && let Some(catalog) = ctx.catalog("datafusion")
+            && catalog.schema(schema).is_none()
+        {
+            let empty = Arc::new(deltalake::datafusion::catalog::MemorySchemaProvider::new());
+            catalog.register_schema(schema, empty).map_err(|e| failed(e.into()))?;
+        }
+        let provider = match input {
+            Input::Delta(folder) => {
+                let table =
+                    self.open(folder).await?.ok_or_else(|| PortError::permanent(format!("query {folder}: no such table")))?;
+                table.table_provider().await.map_err(|e| failed(e.into()))?
+            }
+            Input::Parquet(files) => {
+                let paths: Vec<String> = files.iter().map(|f| format!("{ROOT}/{f}")).collect();
+                let frame = ctx.read_parquet(paths, ParquetReadOptions::default()).await.map_err(|e| failed(e.into()))?;
+                frame.into_view()
+            }
+        };
+        ctx.register_table(reference, provider).map_err(|e| failed(e.into()))?;
+        Ok(())
+    }
+
+    /// Plans a query in a session of its own.
+    async fn plan(&self, query: &Query) -> Result<(SessionContext, DataFrame)> {
+        let ctx = self.session()?;
         for (name, input) in &query.inputs {
-            let failed =
-                |e: Box<dyn std::error::Error + Send + Sync>| PortError::permanent(format!("open input {name}")).because(e);
-            match input {
-                Input::Delta(folder) => {
-                    let table =
-                        self.open(folder).await?.ok_or_else(|| PortError::permanent(format!("query {folder}: no such table")))?;
-                    let provider = table.table_provider().await.map_err(|e| failed(e.into()))?;
-                    ctx.register_table(name.as_str(), provider).map_err(|e| failed(e.into()))?;
+            self.register(&ctx, name, input).await?;
+        }
+        let frame = ctx.sql(&query.sql).await.map_err(|e| query_failed(query, e))?;
+        Ok((ctx, frame))
+    }
+
+    /// Replaces one day of a table by the rows of `plan`; `what` is for errors.
+    pub(crate) async fn replace_day(
+        &self,
+        table: &str,
+        fecha: NaiveDate,
+        epoch: i64,
+        ctx: &SessionContext,
+        plan: LogicalPlan,
+    ) -> Result<Commit> {
+        let app = app_id(table, fecha);
+        let existing = self.open(table).await?;
+        if let Some(existing) = &existing
+            && Self::epoch(existing, &app).await?.is_some_and(|seen| seen >= epoch)
+        {
+            return Ok(Commit::Already(existing.version().unwrap_or(0)));
+        }
+        let properties = CommitProperties::default()
+            .with_application_transaction(Transaction::new(&app, epoch))
+            .with_max_retries(0)
+            .with_create_checkpoint(false)
+            .with_cleanup_expired_logs(Some(false));
+        let only_day = col("fecha").eq(lit(ScalarValue::Date32(days_since_epoch(fecha))));
+        let base = match existing {
+            Some(existing) => existing.write(vec![]).with_save_mode(SaveMode::Overwrite).with_replace_where(only_day),
+            // The first commit of a table is its creation; a rival loses the race for version 0.
+            None => self
+                .builder(table)?
+                .build()
+                .map_err(|e| PortError::permanent(format!("create {table}")).because(e))?
+                .write(vec![])
+                .with_save_mode(SaveMode::ErrorIfExists)
+                .with_partition_columns(["fecha"]),
+        };
+        let result =
+            base.with_input_plan(plan).with_session_state(Arc::new(ctx.state())).with_commit_properties(properties).await;
+        match result {
+            Ok(written) => {
+                self.remember(table, &written);
+                Ok(Commit::New(written.version().unwrap_or(0)))
+            }
+            Err(e) => {
+                // Success can be reported as an error; the log knows.
+                if let Ok(Some(reloaded)) = self.open(table).await
+                    && Self::epoch(&reloaded, &app).await?.is_some_and(|seen| seen >= epoch)
+                {
+                    return Ok(Commit::Already(reloaded.version().unwrap_or(0)));
                 }
-                Input::Parquet(files) => {
-                    let (mut batches, mut schema) = (Vec::new(), None);
-                    for file in files {
-                        let damaged = |e: Box<dyn std::error::Error + Send + Sync>| {
-                            PortError::permanent(format!("read {file}: found a damaged object, expected parquet")).because(e)
-                        };
-                        let got = self.store.get(&Path::from(file.as_str())).await.map_err(|e| failed(e.into()))?;
-                        let bytes = got.bytes().await.map_err(|e| failed(e.into()))?;
-                        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| damaged(e.into()))?;
-                        schema = Some(reader.schema().clone());
-                        for batch in reader.build().map_err(|e| damaged(e.into()))? {
-                            batches.push(batch.map_err(|e| damaged(e.into()))?);
-                        }
-                    }
-                    let schema = schema.ok_or_else(|| PortError::permanent(format!("open input {name}: no files")))?;
-                    let table = MemTable::try_new(schema, vec![batches]).map_err(|e| failed(e.into()))?;
-                    ctx.register_table(name.as_str(), Arc::new(table)).map_err(|e| failed(e.into()))?;
-                }
+                Err(PortError::unknown(format!("overwrite {fecha} of {table}, epoch {epoch}")).because(e))
             }
         }
-        let failed =
-            |e| PortError::permanent(format!("run query {}", query.sql.chars().take(120).collect::<String>())).because(e);
-        let frame = ctx.sql(&query.sql).await.map_err(failed)?;
-        let schema = Arc::new(frame.schema().as_arrow().clone());
-        Ok((frame.collect().await.map_err(failed)?, schema))
     }
+
+    /// Version of the newest checkpoint that the table's own pointer names.
+    async fn last_checkpoint(&self, table: &str) -> Option<u64> {
+        if let Some(known) = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner).get(table) {
+            return Some(*known);
+        }
+        let pointer = Path::from(format!("{table}/_delta_log/_last_checkpoint"));
+        let bytes = self.store.get(&pointer).await.ok()?.bytes().await.ok()?;
+        serde_json::from_slice::<serde_json::Value>(&bytes).ok()?.get("version")?.as_u64()
+    }
+}
+
+fn query_failed(query: &Query, error: deltalake::datafusion::error::DataFusionError) -> PortError {
+    let inputs = query.inputs.iter().map(|(name, input)| format!("{name} = {input}")).collect::<Vec<_>>().join(", ");
+    let head: String = query.sql.split_whitespace().take(12).collect::<Vec<_>>().join(" ");
+    PortError::permanent(format!("run query {head} ... over {inputs}")).because(error)
 }
 
 #[async_trait]
 impl Lakehouse for DeltaLakehouse {
     async fn overwrite_day(&self, write: DayWrite) -> Result<Commit> {
-        let app = app_id(&write.table, write.fecha);
-        let existing = self.open(&write.table).await?;
-        if let Some(table) = &existing
-            && Self::epoch(table, &app).await?.is_some_and(|seen| seen >= write.epoch)
-        {
-            return Ok(Commit::Already(table.version().unwrap_or(0)));
-        }
-        let (mut batches, schema) = self.run(&write.query).await?;
-        if batches.is_empty() {
-            batches.push(RecordBatch::new_empty(schema));
-        }
-        let properties = CommitProperties::default()
-            .with_application_transaction(Transaction::new(&app, write.epoch))
-            .with_max_retries(0)
-            .with_create_checkpoint(false)
-            .with_cleanup_expired_logs(Some(false));
-        let days = (write.fecha - NaiveDate::from_ymd_opt(1970, 1, 1).unwrap_or_default()).num_days();
-        let only_day = col("fecha").eq(lit(ScalarValue::Date32(i32::try_from(days).ok())));
-        let result = match existing {
-            Some(table) => {
-                table
-                    .write(batches)
-                    .with_save_mode(SaveMode::Overwrite)
-                    .with_replace_where(only_day)
-                    .with_commit_properties(properties)
-                    .await
-            }
-            // The first commit of a table is its creation; a rival loses the race for version 0.
-            None => {
-                self.builder(&write.table)?
-                    .build()
-                    .map_err(|e| PortError::permanent(format!("create {}", write.table)).because(e))?
-                    .write(batches)
-                    .with_save_mode(SaveMode::ErrorIfExists)
-                    .with_partition_columns(["fecha"])
-                    .with_commit_properties(properties)
-                    .await
-            }
-        };
-        match result {
-            Ok(table) => Ok(Commit::New(table.version().unwrap_or(0))),
-            Err(e) => {
-                // Success can be reported as an error; the log knows.
-                if let Ok(Some(table)) = self.open(&write.table).await
-                    && Self::epoch(&table, &app).await?.is_some_and(|seen| seen >= write.epoch)
-                {
-                    return Ok(Commit::Already(table.version().unwrap_or(0)));
-                }
-                Err(PortError::unknown(format!("overwrite {} of {}, epoch {}", write.fecha, write.table, write.epoch)).because(e))
-            }
-        }
+        let (ctx, frame) = self.plan(&write.query).await?;
+        let plan = frame.into_unoptimized_plan();
+        self.replace_day(&write.table, write.fecha, write.epoch, &ctx, plan).await
     }
 
     async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>> {
         match self.open(table).await? {
             None => Ok(None),
-            Some(t) => Self::epoch(&t, &app_id(table, fecha)).await,
+            Some(opened) => Self::epoch(&opened, &app_id(table, fecha)).await,
         }
     }
 
     async fn query(&self, query: &Query) -> Result<Vec<RecordBatch>> {
-        Ok(self.run(query).await?.0)
+        let (_, frame) = self.plan(query).await?;
+        let schema = Arc::new(frame.schema().as_arrow().clone());
+        let mut batches = frame.collect().await.map_err(|e| query_failed(query, e))?;
+        if batches.is_empty() {
+            batches.push(RecordBatch::new_empty(schema));
+        }
+        Ok(batches)
+    }
+
+    async fn maintain(&self, table: &str) -> Result<()> {
+        let Some(opened) = self.open(table).await? else { return Ok(()) };
+        let version = opened.version().unwrap_or(0);
+        let last = self.last_checkpoint(table).await;
+        let done = match last {
+            Some(last) if version < last + CHECKPOINT_EVERY => last,
+            None if version < CHECKPOINT_EVERY => return Ok(()),
+            _ => {
+                create_checkpoint(&opened, None)
+                    .await
+                    .map_err(|e| PortError::retryable(format!("checkpoint {table} at version {version}")).because(e))?;
+                version
+            }
+        };
+        self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner).insert(table.to_owned(), done);
+        Ok(())
     }
 
     async fn exists(&self, table: &str) -> Result<bool> {

@@ -18,6 +18,15 @@ pub enum Input {
     Delta(String),
 }
 
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Parquet(files) => write!(f, "{}", files.join(", ")),
+            Self::Delta(folder) => write!(f, "{folder}"),
+        }
+    }
+}
+
 /// SQL over named inputs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Query {
@@ -61,8 +70,14 @@ pub trait Lakehouse: fmt::Debug + Send + Sync {
     async fn overwrite_day(&self, write: DayWrite) -> Result<Commit>;
     /// The highest epoch that has committed for `(table, fecha)`; `None` when there is none.
     async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>>;
-    /// Runs `query` and returns its rows in the order it asks for. An input table that does not exist is an error.
+    /// Runs `query` and returns its rows in the order it asks for, as at least one batch. An input table that does not exist is an error.
     async fn query(&self, query: &Query) -> Result<Vec<RecordBatch>>;
+    /// Looks after the log of a table: a checkpoint when the log has grown since the last one. Never part of a write, since
+    /// a commit that succeeded must not be reported as an error. Idempotent; a missing table is no error.
+    ///
+    /// # Errors
+    /// `Retryable`; the table is as readable as it was before.
+    async fn maintain(&self, table: &str) -> Result<()>;
     /// Whether the Delta table exists.
     async fn exists(&self, table: &str) -> Result<bool>;
 }

@@ -12,3 +12,22 @@ pub trait Metrics: fmt::Debug + Send + Sync {
     /// Sets a gauge. The value is for display and alerting; money is in cents here too.
     fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)], value: f64);
 }
+
+/// Every metric of the platform: name, kind and help text. An exporter describes these and no others.
+pub const ALL: [(&str, Kind, &str); 6] = [
+    ("simulacro_batch_runs_total", Kind::Counter, "Runs of the daily pipeline that ended, by state"),
+    ("simulacro_batch_rows_total", Kind::Counter, "Source rows of published days, by fate"),
+    ("simulacro_batch_run_duration_seconds", Kind::Gauge, "Duration of the last run of the daily pipeline"),
+    ("simulacro_batch_revenue_cents", Kind::Gauge, "Net revenue of the day published last, in cents"),
+    ("simulacro_batch_raw_bytes", Kind::Gauge, "Size of the raw objects of the day published last"),
+    ("simulacro_batch_last_success_timestamp_seconds", Kind::Gauge, "When a day was last published, in seconds since 1970"),
+];
+
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only rises.
+    Counter,
+    /// Rises and falls.
+    Gauge,
+}

@@ -8,7 +8,7 @@ mod error;
 pub mod event_log;
 mod lakehouse;
 mod ledger;
-mod metrics;
+pub mod metrics;
 mod notifier;
 mod table_source;
 mod warehouse;
@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use object_store::ObjectStore;
 
-use crate::history::HistorySink;
+use crate::history::Recorder;
 
 /// Everything the platform needs from outside. Production and simulation differ in this value alone.
 #[derive(Debug, Clone)]
@@ -47,6 +47,6 @@ pub struct Ports {
     pub notifier: Arc<dyn Notifier>,
     /// Counters and gauges.
     pub metrics: Arc<dyn Metrics>,
-    /// Where the history of port calls goes.
-    pub history: Arc<dyn HistorySink>,
+    /// Where the history of port calls goes. Adapters that make calls of their own below a port share it.
+    pub recorder: Recorder,
 }
