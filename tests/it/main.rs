@@ -2,6 +2,7 @@
 
 mod binaries;
 mod days;
+mod demo;
 
 mod bad_input;
 mod kills;

@@ -2,7 +2,6 @@
 //!
 //! A CSV file declares names but no types: a column has the type that all its values have, so that a retyped column
 //! shows before anything is written. The file is read whole; it is meant for demos and small tables.
-#![expect(clippy::disallowed_methods, reason = "an adapter opens files")]
 
 use std::{
     collections::BTreeMap,

@@ -2,7 +2,6 @@
 //!
 //! A pipeline is held by an advisory lock on a file beside the database: the kernel lets go of it when the process
 //! dies, however it dies, so a run that was killed is taken over at once and never by two.
-#![expect(clippy::disallowed_methods, reason = "an adapter opens files")]
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,4 @@
 //! Clock, log notifier and history file of a real process.
-#![expect(clippy::disallowed_methods, reason = "this is the adapter that Env points at")]
 
 use std::{
     fs::File,

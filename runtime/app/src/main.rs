@@ -102,11 +102,7 @@ struct RunArgs {
 }
 
 fn default_config() -> Config {
-    Config {
-        source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 9_000 },
-        alert_after_s: 60,
-        startup_s: 0,
-    }
+    Config { source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 9_000 }, alert_after_s: 60, startup_s: 0 }
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -160,9 +156,9 @@ async fn print_regions(platform: &Platform) -> Result<(), Failure> {
     );
     println!("by region, asked of the warehouse ({WAREHOUSE}):");
     for batch in platform.ports.warehouse.query(&sql, &[WAREHOUSE]).await? {
-        let columns = [strings(&batch, 0)?, strings(&batch, 1)?, strings(&batch, 2)?];
-        for row in 0..batch.num_rows() {
-            println!("  {:<8} {:>7} sales {:>14}", columns[0][row], columns[1][row], columns[2][row]);
+        let (regions, sales, revenue) = (strings(&batch, 0)?, strings(&batch, 1)?, strings(&batch, 2)?);
+        for ((region, sales), revenue) in regions.iter().zip(&sales).zip(&revenue) {
+            println!("  {region:<8} {sales:>7} sales {revenue:>14}");
         }
     }
     Ok(())
@@ -177,9 +173,8 @@ async fn demo(data: &Path, days: Option<usize>, address: SocketAddr) -> Result<(
     let mut all = CsvSource::open(&source)?.days("ventas")?;
     all.truncate(days.unwrap_or(usize::MAX));
     let metrics = Arc::new(PrometheusMetrics::default());
-    let bound = telemetry::serve_metrics(address, metrics.clone())
-        .await
-        .map_err(|e| format!("listen on {address} for metrics: {e}"))?;
+    let bound =
+        telemetry::serve_metrics(address, metrics.clone()).await.map_err(|e| format!("listen on {address} for metrics: {e}"))?;
     println!("metrics while it runs: http://{bound}/metrics");
     let ports = connect_embedded(&source, data, metrics.clone()).await?;
     let platform = Platform::new(default_config(), load_contract("cdnow")?, ports);
@@ -210,9 +205,7 @@ async fn batch_run(args: RunArgs) -> Result<(), Failure> {
     };
     let metrics = Arc::new(PrometheusMetrics::default());
     if let Some(address) = args.metrics {
-        telemetry::serve_metrics(address, metrics.clone())
-            .await
-            .map_err(|e| format!("listen on {address} for metrics: {e}"))?;
+        telemetry::serve_metrics(address, metrics.clone()).await.map_err(|e| format!("listen on {address} for metrics: {e}"))?;
     }
     let ports = connect_embedded(&args.source, &args.data, metrics).await?;
     let platform = Platform::new(config, contract, ports);

@@ -53,7 +53,9 @@ pub fn summary(days: &[Day]) -> String {
     let read: u64 = days.iter().map(|(_, report)| report.expected).sum();
     out.push_str(&line("total", &total));
     let [_, published, rejected, other, _] = total;
-    out.push_str(&format!("\n{read} rows read = {published} published + {rejected} rejected + {other} quarantined or deduplicated\n"));
+    out.push_str(&format!(
+        "\n{read} rows read = {published} published + {rejected} rejected + {other} quarantined or deduplicated\n"
+    ));
     out
 }
 

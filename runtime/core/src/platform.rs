@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
 
 use crate::{
     batch::{self, DayError, DayReport, STAGING},
@@ -94,6 +95,13 @@ impl Platform {
         // First the truth, then the news: a pager that is down must not leave a run open.
         self.ports.ledger.finish(&run).await.map_err(at)?;
         self.measure(&run, &result);
+        match &result {
+            Ok(report) => {
+                let (rows, cents) = (report.expected, report.revenue_cents);
+                info!(%fecha, epoch = run.epoch, rows, revenue_cents = cents, fates = ?report.fates, "day published");
+            }
+            Err(error) => warn!(%fecha, epoch = run.epoch, state = ?run.state, %error, "day not published"),
+        }
         self.tell(&run, source_failed, &result).await.map_err(at)?;
         Ok(DayOutcome { run, attempts, result })
     }

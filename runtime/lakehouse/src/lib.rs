@@ -33,7 +33,7 @@ use simulacro_core::ports::{Commit, DayWrite, Input, Lakehouse, PortError, Query
 use url::Url;
 
 /// A checkpoint is written when the log has grown by this many versions.
-pub const CHECKPOINT_EVERY: u64 = 20;
+pub const CHECKPOINT_EVERY: u64 = 10;
 
 /// Under which address DataFusion finds the store; the host is arbitrary.
 const ROOT: &str = "lake://root";

@@ -34,6 +34,8 @@ impl Warehouse for DeltaWarehouse {
     async fn load_day(&self, table: &str, fecha: NaiveDate, epoch: i64, batches: Vec<RecordBatch>) -> Result<Commit> {
         let failed = |e| PortError::permanent(format!("load {fecha} of {table}")).because(e);
         let ctx = self.lakehouse.session()?;
+        // Before the write and never after it: a log that could not be looked after is as readable as before.
+        let _ = self.lakehouse.maintain(&folder(table)).await;
         let plan = ctx.read_batches(batches).map_err(failed)?.into_unoptimized_plan();
         self.lakehouse.replace_day(&folder(table), fecha, epoch, &ctx, plan).await
     }
