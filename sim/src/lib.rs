@@ -6,6 +6,7 @@ pub mod interpose;
 pub mod invariants;
 pub mod oracle;
 pub mod ports;
+pub mod rng;
 pub mod scenario;
 pub mod store;
 pub mod world;

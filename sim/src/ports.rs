@@ -31,6 +31,7 @@ use turmoil::net::{TcpListener, TcpStream};
 use crate::{
     host::Host,
     interpose,
+    rng::Stream,
     store::{ObjectService, settle},
 };
 
@@ -44,6 +45,8 @@ pub struct SimEnv {
     pub start: DateTime<Utc>,
     /// The last id given.
     pub ids: AtomicU64,
+    /// For jitter.
+    pub jitter: Mutex<Stream>,
 }
 
 #[async_trait]
@@ -58,6 +61,9 @@ impl Env for SimEnv {
     #[expect(clippy::disallowed_methods, reason = "this is the simulator's Env; tokio's clock is virtual here")]
     async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;
+    }
+    fn random(&self) -> u64 {
+        self.jitter.lock().map_or(0, |mut stream| stream.next())
     }
     fn new_id(&self) -> String {
         format!("sim-{}", self.ids.fetch_add(1, Ordering::SeqCst))

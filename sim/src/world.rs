@@ -32,6 +32,7 @@ use crate::{
     invariants::{self, Evidence},
     oracle::{self, Sales},
     ports::{OnHost, Postgres, Row, SimEnv, SimHistory, SimLedger, SimMetrics, SimNotifier, SimSource, serve},
+    rng::Stream,
     scenario::{Scenario, Verdict},
     store::{DirectStore, ObjectService, PortStore},
 };
@@ -175,7 +176,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
         _ => None,
     });
     let service = ObjectService::new(host.clone(), store_faults.collect());
-    let env = Arc::new(SimEnv { start, ids: AtomicU64::new(1) });
+    let env = Arc::new(SimEnv { start, ids: AtomicU64::new(1), jitter: Mutex::new(Stream::root(seed).child("jitter")) });
     let history = Arc::new(SimHistory::default());
     let recorder = Recorder::new(env.clone(), history.clone());
     let source = Arc::new(SimSource { server: "postgres".into(), refused: AtomicU64::new(0) });

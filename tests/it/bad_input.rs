@@ -100,7 +100,7 @@ fn a_day_without_rows_is_held_by_its_volume() {
 fn an_unknown_key_of_the_configuration_is_named_with_its_place() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let config = dir.path().join("simulacro.toml");
-    std::fs::write(&config, "alert_after_s = 60\nstartup_s = 0\nretries = 3\n[source_policy]\nkind = \"wait\"\n")
+    std::fs::write(&config, "alert_after_s = 60\nstartup_s = 0\ntimeout = 3\n[source_policy]\nkind = \"wait\"\n")
         .expect("written");
     let (source, data) = (source(dir.path(), |text| text), dir.path().join("data"));
     let path = |p: &std::path::Path| p.to_str().expect("a path").to_owned();
@@ -108,7 +108,7 @@ fn an_unknown_key_of_the_configuration_is_named_with_its_place() {
     let run = output("simulacro", &arguments);
     let said = said(&run);
     assert_eq!(run.status.code(), Some(1), "{said}");
-    for word in ["simulacro.toml", "line 3", "unknown field `retries`", "expected one of"] {
+    for word in ["simulacro.toml", "line 3", "unknown field `timeout`", "expected one of"] {
         assert!(said.contains(word), "{word:?} is missing in: {said}");
     }
     assert!(!data.exists(), "something was written");

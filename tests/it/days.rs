@@ -8,7 +8,7 @@ use simulacro_adapters::{CsvSource, PrometheusMetrics, connect_embedded};
 use simulacro_core::{
     batch::{DayError, MART, STAGING, WAREHOUSE, canonical_hash},
     contract::Contract,
-    orchestrator::SourcePolicy,
+    orchestrator::{RetryPolicy, SourcePolicy},
     platform::{Config, PIPELINE, Platform},
 };
 use simulacro_shop::cdnow;
@@ -16,7 +16,12 @@ use simulacro_shop::cdnow;
 const CONTRACT: &str = include_str!("../../contracts/odcs/cdnow/ventas.yaml");
 
 async fn platform(source: &std::path::Path, data: &std::path::Path) -> Platform {
-    let config = Config { source_policy: SourcePolicy::Wait { every_s: 1, deadline_s: 1 }, alert_after_s: 1, startup_s: 0 };
+    let config = Config {
+        source_policy: SourcePolicy::Wait { every_s: 1, deadline_s: 1 },
+        retry: RetryPolicy { retries: 0, backoff_s: 1, deadline_s: 1 },
+        alert_after_s: 1,
+        startup_s: 0,
+    };
     let contract = Contract::parse("ventas.yaml", CONTRACT).expect("the shipped contract parses");
     let metrics = Arc::new(PrometheusMetrics::default());
     let ports = connect_embedded(source, data, metrics).await.expect("the embedded platform connects");

@@ -31,6 +31,10 @@ impl Env for SystemEnv {
     async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;
     }
+    fn random(&self) -> u64 {
+        // Jitter needs no secrecy: where the kernel has no entropy to give, the clock spreads callers well enough.
+        getrandom::u64().unwrap_or_else(|_| self.now().timestamp_subsec_nanos().into())
+    }
     fn new_id(&self) -> String {
         let n = self.ids.fetch_add(1, Ordering::Relaxed);
         format!("{:x}-{:x}-{n:x}", self.now().timestamp_micros(), std::process::id())

@@ -19,7 +19,7 @@ use simulacro_adapters::{CsvSource, PrometheusMetrics, connect_embedded};
 use simulacro_core::{
     batch::{DayError, MART, QUARANTINE, STAGING, WAREHOUSE, canonical_hash, strings},
     contract::Contract,
-    orchestrator::SourcePolicy,
+    orchestrator::{RetryPolicy, SourcePolicy},
     platform::{Config, PIPELINE, Platform},
     ports::{PortError, RunState},
 };
@@ -90,7 +90,7 @@ struct RunArgs {
     /// The day, for example 1997-01-01; without it all days
     #[arg(long)]
     date: Option<NaiveDate>,
-    /// TOML with source_policy, alert_after_s and startup_s
+    /// TOML with source_policy, retry, alert_after_s and startup_s
     #[arg(long)]
     config: Option<PathBuf>,
     /// A contract that ships with the program (cdnow, ventas) or a file
@@ -102,7 +102,12 @@ struct RunArgs {
 }
 
 fn default_config() -> Config {
-    Config { source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 9_000 }, alert_after_s: 60, startup_s: 0 }
+    Config {
+        source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 9_000 },
+        retry: RetryPolicy { retries: 3, backoff_s: 300, deadline_s: 9_000 },
+        alert_after_s: 60,
+        startup_s: 0,
+    }
 }
 
 type Failure = Box<dyn std::error::Error>;

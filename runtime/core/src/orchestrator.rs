@@ -27,6 +27,32 @@ pub enum SourcePolicy {
     },
 }
 
+/// How often a run that failed is tried again. Each try is a run of its own in the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetryPolicy {
+    /// Tries after the first.
+    pub retries: u32,
+    /// Seconds: the longest wait before the first retry. It doubles with each; the wait itself is drawn between nothing
+    /// and that (full jitter), so that many pipelines that failed together do not come back together.
+    pub backoff_s: u64,
+    /// Seconds, counted from the schedule; no try begins after it.
+    pub deadline_s: u64,
+}
+
+impl RetryPolicy {
+    /// When the next try begins, `None` when there is none. `tried` counts the tries so far, from 1.
+    pub fn next(&self, tried: u32, scheduled: DateTime<Utc>, now: DateTime<Utc>, random: u64) -> Option<DateTime<Utc>> {
+        if tried > self.retries {
+            return None;
+        }
+        let longest = self.backoff_s.saturating_mul(1 << (tried - 1).min(16));
+        let wait = random % (longest + 1);
+        let next = now + Duration::from_secs(wait);
+        (next <= scheduled + Duration::from_secs(self.deadline_s)).then_some(next)
+    }
+}
+
 /// One try to reach the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
@@ -104,4 +130,24 @@ async fn raise(ports: &Ports, key: &str, error: &PortError) -> Result<()> {
         summary: format!("the source does not answer: {}", error.chain()),
     };
     ports.notifier.raise(&alert).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_double_stay_within_their_wait_and_end() {
+        let policy = RetryPolicy { retries: 3, backoff_s: 300, deadline_s: 9_000 };
+        let start = DateTime::UNIX_EPOCH;
+        for (tried, longest) in [(1, 300), (2, 600), (3, 1_200)] {
+            for random in [0, 1, 299, 12_345, u64::MAX] {
+                let next = policy.next(tried, start, start, random).expect("a retry");
+                assert!((0..=longest).contains(&(next - start).num_seconds()), "{tried} {random} {next}");
+            }
+        }
+        assert_eq!(policy.next(4, start, start, 0), None);
+        let late = start + Duration::from_secs(9_001);
+        assert_eq!(policy.next(1, start, late, 0), None, "no try begins after the deadline");
+    }
 }

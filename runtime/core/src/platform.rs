@@ -8,8 +8,8 @@ use crate::{
     batch::{self, DayError, DayReport, STAGING},
     contract::Contract,
     history::recorded,
-    orchestrator::{Attempt, SourcePolicy, verify_sources},
-    ports::{Alert, PortError, Ports, Run, RunState},
+    orchestrator::{Attempt, RetryPolicy, SourcePolicy, verify_sources},
+    ports::{Alert, Disposition, PortError, Ports, Run, RunState},
 };
 
 /// Name of the daily pipeline in the ledger.
@@ -21,6 +21,8 @@ pub const PIPELINE: &str = "ecommerce_batch_daily";
 pub struct Config {
     /// What to do while the source is away.
     pub source_policy: SourcePolicy,
+    /// What to do when a run has failed although the source was there.
+    pub retry: RetryPolicy,
     /// Seconds after the schedule at which an absent source is worth an alert.
     pub alert_after_s: u64,
     /// Seconds a task needs before its first call; 0 in production, the old system's delay in a replay.
@@ -55,29 +57,56 @@ impl Platform {
         Self { config, contract, ports: recorded(ports) }
     }
 
-    /// Runs one day: waits for the source as the policy says, then extracts, validates and publishes.
+    /// Runs one day: waits for the source as the policy says, then extracts, validates and publishes. A run that failed
+    /// for a reason that may pass is tried again as the retry policy says, each try under an epoch of its own.
     ///
     /// # Errors
-    /// When the run could not begin or its end could not be written down; a day that failed or is held is an
+    /// When a run could not begin or its end could not be written down; a day that failed or is held is an
     /// `Ok` with the reason inside, because the ledger knows of it.
     pub async fn run_day(&self, fecha: NaiveDate, scheduled: DateTime<Utc>) -> Result<DayOutcome, DayError> {
+        let (env, mut tried) = (&self.ports.env, 0);
+        let mut attempts = Vec::new();
+        loop {
+            let mut source_failed = false;
+            let result = self.try_day(fecha, scheduled, &mut attempts, &mut source_failed).await;
+            tried += 1;
+            let passing = match &result {
+                Ok((_, Err(DayError::Port { source, .. }))) | Err(DayError::Port { source, .. }) => {
+                    // A pipeline that somebody else runs is no failure of ours.
+                    source.disposition != Disposition::Permanent && source.code.as_deref() != Some("BUSY")
+                }
+                Ok((_, Ok(_) | Err(DayError::Held { .. }))) | Err(DayError::Held { .. }) => false,
+            };
+            let next = self.config.retry.next(tried, scheduled, env.now(), env.random());
+            if let Some(next) = next.filter(|_| passing && !source_failed) {
+                warn!(%fecha, tried, %next, "run failed and will be tried again");
+                env.sleep((next - env.now()).to_std().unwrap_or_default()).await;
+                continue;
+            }
+            let (run, result) = result?;
+            self.tell(&run, source_failed, &result).await.map_err(|source| DayError::Port { fecha, source })?;
+            return Ok(DayOutcome { run, attempts, result });
+        }
+    }
+
+    /// One try of a day: one run in the ledger.
+    async fn try_day(
+        &self,
+        fecha: NaiveDate,
+        scheduled: DateTime<Utc>,
+        attempts: &mut Vec<Attempt>,
+        source_failed: &mut bool,
+    ) -> Result<(Run, Result<DayReport, DayError>), DayError> {
         let at = |source| DayError::Port { fecha, source };
         let floor = self.ports.lakehouse.last_epoch(batch::QUARANTINE, fecha).await.map_err(at)?;
         let staged = self.ports.lakehouse.last_epoch(STAGING, fecha).await.map_err(at)?;
         let floor = floor.max(staged).unwrap_or(0);
-        let env = self.ports.env.clone();
+        let env = &self.ports.env;
         let mut run = self.ports.ledger.begin(PIPELINE, fecha, &env.new_id(), floor, env.now()).await.map_err(at)?;
-        let mut attempts = Vec::new();
-        let source = verify_sources(
-            &self.ports,
-            &self.config.source_policy,
-            self.config.alert_after_s,
-            self.config.startup_s,
-            scheduled,
-            &mut attempts,
-        )
-        .await;
-        let source_failed = source.is_err();
+        let config = &self.config;
+        let source =
+            verify_sources(&self.ports, &config.source_policy, config.alert_after_s, config.startup_s, scheduled, attempts).await;
+        *source_failed = source.is_err();
         let result = match source {
             Err(source) => Err(DayError::Port { fecha, source }),
             Ok(()) => batch::run_day(&self.ports, &self.contract, fecha, run.epoch, env!("CARGO_PKG_VERSION")).await,
@@ -102,8 +131,7 @@ impl Platform {
             }
             Err(error) => warn!(%fecha, epoch = run.epoch, state = ?run.state, %error, "day not published"),
         }
-        self.tell(&run, source_failed, &result).await.map_err(at)?;
-        Ok(DayOutcome { run, attempts, result })
+        Ok((run, result))
     }
 
     /// Raises the alert that the end of a run asks for, or resolves what an earlier run of the day raised.

@@ -14,4 +14,6 @@ pub trait Env: fmt::Debug + Send + Sync {
     async fn sleep(&self, duration: Duration);
     /// A new id, unique within the ledger; from the seed in the simulator.
     fn new_id(&self) -> String;
+    /// A uniformly distributed number, for jitter; from the seed in the simulator.
+    fn random(&self) -> u64;
 }
