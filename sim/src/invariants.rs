@@ -1,6 +1,6 @@
 //! The judges: what must hold at the end of a run, each by its own name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::NaiveDate;
 use simulacro_core::{batch::DayError, platform::DayOutcome, ports::RunState};
@@ -22,6 +22,8 @@ pub struct Evidence<'a> {
     pub expected: &'a BTreeMap<(NaiveDate, String), Sales>,
     /// Rows that the source held when it was read, by day.
     pub delivered: &'a BTreeMap<NaiveDate, u64>,
+    /// Days that the contract must hold, by the oracle.
+    pub must_hold: &'a BTreeSet<NaiveDate>,
     /// Objects of the raw layer that belong to no manifest.
     pub leftovers: &'a [String],
 }
@@ -89,6 +91,26 @@ fn row_fate(evidence: &Evidence<'_>) -> Vec<Broken> {
         .collect()
 }
 
+/// The contract holds the days that it must hold, and no others.
+fn held_rightly(evidence: &Evidence<'_>) -> Vec<Broken> {
+    let of_day = |fecha| evidence.outcomes.iter().filter(move |o| o.run.fecha == fecha);
+    let mut broken = Vec::new();
+    for fecha in evidence.scenario.fechas() {
+        let stopped = of_day(fecha).find_map(|o| match &o.result {
+            Err(error @ DayError::Held { .. }) => Some(error.to_string()),
+            _ => None,
+        });
+        match (evidence.must_hold.contains(&fecha), stopped) {
+            (false, Some(why)) => broken.push(("held_rightly", format!("expected a good day, found: {why}"))),
+            (true, _) if of_day(fecha).any(|o| o.run.state == RunState::Succeeded) => {
+                broken.push(("held_rightly", format!("{fecha} was published, expected it to be held by its contract")));
+            }
+            _ => {}
+        }
+    }
+    broken
+}
+
 /// Nothing that a dead attempt wrote can be seen.
 fn no_leftovers(evidence: &Evidence<'_>) -> Vec<Broken> {
     evidence.leftovers.iter().map(|path| ("no_leftovers", format!("{path} belongs to no manifest"))).collect()
@@ -96,7 +118,8 @@ fn no_leftovers(evidence: &Evidence<'_>) -> Vec<Broken> {
 
 /// All judges, in alphabetical order of their names.
 pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
-    let mut broken: Vec<Broken> = [money_exact, no_leftovers, row_fate, sla].iter().flat_map(|judge| judge(evidence)).collect();
+    let mut broken: Vec<Broken> =
+        [held_rightly, money_exact, no_leftovers, row_fate, sla].iter().flat_map(|judge| judge(evidence)).collect();
     broken.sort();
     broken
 }

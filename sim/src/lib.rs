@@ -9,4 +9,5 @@ pub mod ports;
 pub mod rng;
 pub mod scenario;
 pub mod store;
+pub mod swarm;
 pub mod world;

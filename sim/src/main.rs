@@ -4,6 +4,8 @@
     reason = "the driver owns processes, threads and files; nothing here runs inside the world"
 )]
 
+mod commands;
+
 use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
@@ -25,6 +27,9 @@ use simulacro_sim::{
     after_help = "Examples:
   simulacro-sim run scenarios
   simulacro-sim run scenarios/incidents/monday_0300_waiting.toml --seed 7 --history out
+  simulacro-sim sweep --seeds 100 --max-wall 300 --out failing
+  simulacro-sim shrink failing/seed-17.toml
+  simulacro-sim explain scenarios/negative/monday_0300_retrying.toml
   simulacro-sim canary scenarios/incidents/monday_0300_waiting.toml --pairs 200
 
 Exit codes: 0 holds, 1 violated, 2 usage, 5 non-deterministic, 6 inconclusive"
@@ -73,6 +78,39 @@ enum Command {
         #[arg(long)]
         plant: bool,
     },
+    /// Draws scenarios from seeds and runs them; failing ones are shrunk and saved
+    Sweep(commands::Sweep),
+    /// Shrinks a failing scenario to the fewest faults, days and runs that still fail
+    Shrink {
+        /// TOML file
+        scenario: PathBuf,
+        /// Instead of the scenario's first seed
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Where the result goes; beside the scenario without it
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Tells a run in order: faults, attempts, commits, alerts, and what was judged
+    Explain {
+        /// TOML file
+        scenario: PathBuf,
+        /// Instead of the scenario's first seed
+        #[arg(long)]
+        seed: Option<u64>,
+        /// The calls to the object store too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Finds where two histories part
+    Diff {
+        /// A history that `run --history` wrote
+        left: PathBuf,
+        /// Another
+        right: PathBuf,
+    },
+    /// Prints the catalogue of faults
+    Faults,
     /// One run in this process; prints the judgement as JSON
     #[command(hide = true)]
     One {
@@ -243,6 +281,14 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                 write_history(&path, &events)?;
             }
             println!("{}", serde_json::to_string(&judgement)?);
+            Ok(0)
+        }
+        Command::Sweep(sweep) => commands::sweep(&sweep),
+        Command::Shrink { scenario, seed, out } => commands::shrink(&scenario, seed, out.as_deref()),
+        Command::Explain { scenario, seed, all } => commands::explain(&scenario, seed, all),
+        Command::Diff { left, right } => commands::diff(&left, &right),
+        Command::Faults => {
+            commands::faults();
             Ok(0)
         }
         Command::Run { path, seed, tier, history, jobs } => {

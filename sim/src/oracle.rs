@@ -1,7 +1,7 @@
 //! The oracle: what must come out, from what the source really holds. It is naive on purpose, works on integers, and
 //! shares no code with the pipeline.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::NaiveDate;
 
@@ -39,4 +39,16 @@ pub fn mart(clean: &[Row], spoiled: &[String]) -> BTreeMap<(NaiveDate, String), 
         }
     }
     out
+}
+
+/// The days of which more than `share` of the delivered rows (numerator and denominator) have no region.
+pub fn days_to_hold(delivered: &[Row], share: (u64, u64)) -> BTreeSet<NaiveDate> {
+    let mut counts: BTreeMap<NaiveDate, (u64, u64)> = BTreeMap::new();
+    for row in delivered {
+        let (bad, all) = counts.entry(row.fecha).or_default();
+        // A sale of nothing is rejected by rule, before the contract looks at it.
+        *bad += u64::from(row.region.is_none() && row.monto_cents > 0);
+        *all += 1;
+    }
+    counts.into_iter().filter(|(_, (bad, all))| bad * share.1 > all * share.0).map(|(fecha, _)| fecha).collect()
 }

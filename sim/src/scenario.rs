@@ -1,13 +1,13 @@
 //! A scenario: one story as strict TOML. Prose says what is at stake; every number is a field.
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use simulacro_core::platform::Config;
 
 use crate::faults::Fault;
 
 /// When a scenario runs in CI.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
     /// On every change.
@@ -27,7 +27,7 @@ impl Tier {
 }
 
 /// What must come of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Every invariant holds.
@@ -37,7 +37,7 @@ pub enum Verdict {
 }
 
 /// What must be true at the end.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
     /// Whether the platform survives, or is caught.
@@ -45,8 +45,8 @@ pub struct Expect {
     /// The invariants that a `caught` scenario must see broken, in alphabetical order.
     #[serde(default)]
     pub broken: Vec<String>,
-    /// Kinds of the alerts that must be raised, in order; no others may be.
-    pub alerts: Vec<String>,
+    /// Kinds of the alerts that must be raised, in order; no others may be. Without it, alerts are not judged.
+    pub alerts: Option<Vec<String>>,
     /// Tries to reach the source, to the second, with their outcome: `03:00:16 ECONNREFUSED`.
     pub attempts: Option<Vec<String>>,
     /// The name of the gate that holds a day, when one must.
@@ -58,7 +58,7 @@ pub struct Expect {
 }
 
 /// The story.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
     /// What is at stake, without numbers.
@@ -108,6 +108,14 @@ impl Scenario {
         Ok(scenario)
     }
 
+    /// The text that gives this scenario.
+    ///
+    /// # Errors
+    /// When a value has no form in TOML.
+    pub fn to_toml(&self) -> Result<String, String> {
+        toml::to_string(self).map_err(|e| e.to_string())
+    }
+
     /// The days in order.
     pub fn fechas(&self) -> Vec<NaiveDate> {
         (0..self.days).map(|n| self.fecha + Days::new(n)).collect()
@@ -139,6 +147,12 @@ mod tests {
     fn an_unknown_key_is_named() {
         let error = Scenario::parse(&format!("colour = \"red\"\n{GOOD}")).expect_err("an unknown key");
         assert!(error.contains("unknown field `colour`"), "{error}");
+    }
+
+    #[test]
+    fn a_scenario_survives_being_written() {
+        let scenario = Scenario::parse(GOOD).expect("a scenario");
+        assert_eq!(Scenario::parse(&scenario.to_toml().expect("text")).expect("a scenario"), scenario);
     }
 
     #[test]

@@ -22,6 +22,9 @@ use crate::{
     ports::{Column, Commit, DayWrite, Disposition, Input, Lakehouse, PortError, Ports, Query, Result},
 };
 
+/// How often an idempotent call is made before its error counts.
+const CALLS: u32 = 3;
+
 /// Folder of the validated sales.
 pub const STAGING: &str = "staging/ventas_validadas";
 /// Folder of the rows that are not published, each with its fate and the clause.
@@ -263,20 +266,39 @@ async fn publish(
 ) -> Result<Manifest> {
     let path = Path::from(format!("{prefix}/part-v{version:06}-0000.parquet"));
     let file = ManifestFile { path: path.to_string(), bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(&bytes)) };
-    ports.objects.put(&path, bytes.into()).await.map_err(|e| store_error(format!("put {path}"), e))?;
+    let bytes = bytes::Bytes::from(bytes);
+    again(|| async { ports.objects.put(&path, bytes.clone().into()).await.map_err(|e| store_error(format!("put {path}"), e)) })
+        .await?;
     let manifest = Manifest { version, contract: contract.id.clone(), rows, content_hash, files: vec![file] };
     let name = Path::from(format!("{prefix}/_manifest/v{version:06}.json"));
     let body = serde_json::to_vec_pretty(&manifest).map_err(|e| PortError::permanent(format!("encode {name}")).because(e))?;
-    match ports.objects.put_opts(&name, body.into(), PutMode::Create.into()).await {
-        Ok(_) => Ok(manifest),
-        // Either our own first try, whose answer was lost, or a rival: the content tells.
-        Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
-            match latest_manifest(ports, &Path::from(format!("{prefix}/_manifest"))).await? {
-                Some(there) if there.version == version && there.content_hash == manifest.content_hash => Ok(there),
-                _ => Err(PortError::retryable(format!("put {name}: another run has published this version"))),
+    let body = bytes::Bytes::from(body);
+    again(|| async {
+        match ports.objects.put_opts(&name, body.clone().into(), PutMode::Create.into()).await {
+            Ok(_) => Ok(()),
+            // Either our own first try, whose answer was lost, or a rival: the content tells.
+            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
+                match latest_manifest(ports, &Path::from(format!("{prefix}/_manifest"))).await? {
+                    Some(there) if there.version == version && there.content_hash == manifest.content_hash => Ok(()),
+                    _ => Err(PortError::permanent(format!("put {name}: another run has published this version"))),
+                }
             }
+            Err(e) => Err(store_error(format!("put {name}"), e)),
         }
-        Err(e) => Err(store_error(format!("put {name}"), e)),
+    })
+    .await?;
+    Ok(manifest)
+}
+
+/// Calls, and while nothing is known to be wrong for good calls again at once: at most [`CALLS`] calls in all. Only for
+/// calls that are idempotent. Longer troubles are the retry policy's business.
+async fn again<T, F: Future<Output = Result<T>>>(mut call: impl FnMut() -> F) -> Result<T> {
+    let mut calls = 1;
+    loop {
+        match call().await {
+            Err(e) if e.disposition != Disposition::Permanent && calls < CALLS => calls += 1,
+            other => return other,
+        }
     }
 }
 
@@ -483,7 +505,7 @@ pub async fn run_day(
     };
     let batches = ports.lakehouse.query(&day).await.map_err(at)?;
     report.mart_rows = batches.iter().map(|b| b.num_rows() as u64).sum();
-    load(ports, fecha, epoch, batches).await.map_err(at)?;
+    again(|| ports.warehouse.load_day(WAREHOUSE, fecha, epoch, batches.clone())).await.map_err(at)?;
     for table in [QUARANTINE, STAGING, MART] {
         // A log that could not be looked after is as readable as before; the history has the error.
         let _ = ports.lakehouse.maintain(table).await;
@@ -491,26 +513,9 @@ pub async fn run_day(
     Ok(report)
 }
 
-/// Loads a day into the warehouse and, while the outcome is not known, repeats the same epoch: at most three calls in all.
-async fn load(ports: &Ports, fecha: NaiveDate, epoch: i64, batches: Vec<RecordBatch>) -> Result<Commit> {
-    let mut attempts = 1;
-    loop {
-        match ports.warehouse.load_day(WAREHOUSE, fecha, epoch, batches.clone()).await {
-            Err(e) if e.disposition != Disposition::Permanent && attempts < 3 => attempts += 1,
-            other => return other,
-        }
-    }
-}
-
-/// Writes a day and, while the outcome is not known, repeats the same epoch: at most three calls in all.
+/// Writes a day under its epoch, so that a repeat is safe.
 async fn write(ports: &Ports, day: DayWrite) -> Result<Commit> {
-    let mut attempts = 1;
-    loop {
-        match ports.lakehouse.overwrite_day(day.clone()).await {
-            Err(e) if e.disposition != Disposition::Permanent && attempts < 3 => attempts += 1,
-            other => return other,
-        }
-    }
+    again(|| ports.lakehouse.overwrite_day(day.clone())).await
 }
 
 /// A string column, whichever of Arrow's string layouts it has.

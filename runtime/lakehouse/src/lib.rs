@@ -91,7 +91,7 @@ impl DeltaLakehouse {
                 Err(_) => self.opened.lock().unwrap_or_else(PoisonError::into_inner).remove(table),
             };
         }
-        let broken = |e: DeltaTableError| PortError::permanent(format!("open delta table {table}")).because(e);
+        let broken = |e: DeltaTableError| read_failed(format!("open delta table {table}"), e);
         match self.builder(table)?.load().await {
             Ok(loaded) => {
                 self.remember(table, &loaded);
@@ -120,15 +120,14 @@ impl DeltaLakehouse {
     }
 
     async fn epoch(table: &DeltaTable, app: &str) -> Result<Option<i64>> {
-        let read = |e: DeltaTableError| PortError::retryable(format!("read the epoch of {app}")).because(e);
+        let read = |e: DeltaTableError| read_failed(format!("read the epoch of {app}"), e);
         let state = table.snapshot().map_err(read)?;
         state.snapshot().transaction_version(table.log_store().as_ref(), app).await.map_err(read)
     }
 
     /// Makes `input` a table of the session under `name`.
     async fn register(&self, ctx: &SessionContext, name: &str, input: &Input) -> Result<()> {
-        let failed =
-            |e: Box<dyn std::error::Error + Send + Sync>| PortError::permanent(format!("open input {name}: {input}")).because(e);
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| read_failed(format!("open input {name}: {input}"), e);
         let reference = TableReference::parse_str(name);
         if let Some(schema) = reference.schema()
             && let Some(catalog) = ctx.catalog("datafusion")
@@ -226,10 +225,30 @@ impl DeltaLakehouse {
     }
 }
 
+/// What may be done after reading failed: a store that did not answer may answer next time, anything else stays wrong.
+fn read_failed(what: String, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> PortError {
+    let error = error.into();
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error.as_ref());
+    let mut passing = false;
+    while let Some(cause) = next {
+        // Some libraries box the store's error, and then the box is what stands in the chain; the kernel keeps it inside.
+        let boxed = cause.downcast_ref::<Box<object_store::Error>>().map(AsRef::as_ref);
+        let kept = match cause.downcast_ref::<delta_kernel::Error>() {
+            Some(delta_kernel::Error::ObjectStore(store)) => Some(store),
+            _ => None,
+        };
+        if let Some(store) = cause.downcast_ref::<object_store::Error>().or(boxed).or(kept) {
+            passing = matches!(store, object_store::Error::Generic { .. } | object_store::Error::JoinError { .. });
+        }
+        next = cause.source();
+    }
+    if passing { PortError::retryable(what).because(error) } else { PortError::permanent(what).because(error) }
+}
+
 fn query_failed(query: &Query, error: deltalake::datafusion::error::DataFusionError) -> PortError {
     let inputs = query.inputs.iter().map(|(name, input)| format!("{name} = {input}")).collect::<Vec<_>>().join(", ");
     let head: String = query.sql.split_whitespace().take(12).collect::<Vec<_>>().join(" ");
-    PortError::permanent(format!("run query {head} ... over {inputs}")).because(error)
+    read_failed(format!("run query {head} ... over {inputs}"), error)
 }
 
 #[async_trait]
@@ -277,5 +296,31 @@ impl Lakehouse for DeltaLakehouse {
 
     async fn exists(&self, table: &str) -> Result<bool> {
         Ok(self.open(table).await?.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deltalake::datafusion::error::DataFusionError;
+    use simulacro_core::ports::Disposition;
+
+    use super::*;
+
+    #[test]
+    fn a_store_that_did_not_answer_is_asked_again_and_a_missing_object_is_not() {
+        let generic = || object_store::Error::Generic { store: "s3", source: "503 SlowDown".into() };
+        let missing = || object_store::Error::NotFound { path: "a".into(), source: "404".into() };
+        let datafusion = |e| DataFusionError::Context("read".into(), Box::new(DataFusionError::ObjectStore(Box::new(e))));
+        let check = |error: Box<dyn std::error::Error + Send + Sync>, expected| {
+            let text = format!("{error:?}");
+            assert_eq!(read_failed("read a".into(), error).disposition, expected, "{text}");
+        };
+        check(datafusion(generic()).into(), Disposition::Retryable);
+        check(datafusion(missing()).into(), Disposition::Permanent);
+        check(DeltaTableError::ObjectStore { source: generic() }.into(), Disposition::Retryable);
+        check(DeltaTableError::ObjectStore { source: missing() }.into(), Disposition::Permanent);
+        check(DeltaTableError::KernelError(generic().into()).into(), Disposition::Retryable);
+        check(DeltaTableError::KernelError(missing().into()).into(), Disposition::Permanent);
+        check(DataFusionError::Plan("no column".into()).into(), Disposition::Permanent);
     }
 }

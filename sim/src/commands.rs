@@ -1,0 +1,251 @@
+//! The commands that look for failures and explain them.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use simulacro_core::history::Event;
+use simulacro_sim::{faults::CATALOGUE, interpose, scenario::Scenario, swarm, world::Judgement};
+
+use crate::{Failure, Job, in_parallel, judged, load, show};
+
+/// At most so many candidates are tried while a scenario shrinks.
+const SHRINK_TRIES: usize = 120;
+
+/// Which seeds, for how long, and where failing scenarios go.
+#[derive(Args)]
+pub struct Sweep {
+    /// Number of seeds
+    #[arg(long, default_value_t = 50)]
+    seeds: u64,
+    /// First seed
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// Runs at a time
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// Only each n-th seed: `2/8` is the second of eight shards
+    #[arg(long, value_parser = shard)]
+    shard: Option<(u64, u64)>,
+    /// Seconds of wall time after which no further seed is begun
+    #[arg(long)]
+    max_wall: Option<u64>,
+    /// Folder for failing scenarios, as they were drawn and as they were shrunk
+    #[arg(long, default_value = "failing")]
+    out: PathBuf,
+}
+
+fn shard(text: &str) -> Result<(u64, u64), String> {
+    let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    parsed.filter(|(i, n)| (1..=*n).contains(i)).ok_or(format!("found {text:?}, expected i/n with 1 <= i <= n, such as 2/8"))
+}
+
+/// The invariants that a run broke, by the first word of each problem.
+fn signature(judgement: &Judgement) -> Vec<String> {
+    let name = |problem: &String| problem.split(':').next().unwrap_or_default().to_owned();
+    let mut names: Vec<String> = judgement.problems.iter().map(name).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn seconds(since: u64) -> f64 {
+    (interpose::real_nanos() - since) as f64 / 1e9
+}
+
+/// Runs a scenario that exists in memory only: a process reads it from a file of its own.
+fn run_drawn(folder: &Path, name: &str, scenario: &Scenario, seed: u64) -> Result<(Job, Judgement, f64), Failure> {
+    let path = folder.join(format!("{name}.toml"));
+    std::fs::write(&path, scenario.to_toml()?)?;
+    let job = Job { scenario: path, seed, history: None, plant: false, twin: false };
+    let (judgement, wall) = judged(&job, scenario)?;
+    Ok((job, judgement, wall))
+}
+
+/// Draws, runs, shrinks and saves.
+pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
+    let began = interpose::real_nanos();
+    let (index, shards) = sweep.shard.unwrap_or((1, 1));
+    let seeds: Vec<u64> = (sweep.from..sweep.from + sweep.seeds).filter(|s| s % shards == index - 1).collect();
+    let work = tempfile::tempdir()?;
+    let (mut held, mut failing, mut skipped) = (0, Vec::new(), 0);
+    let mut struck: BTreeMap<String, u64> = BTreeMap::new();
+    in_parallel(
+        seeds,
+        sweep.jobs,
+        |&seed| {
+            if sweep.max_wall.is_some_and(|limit| seconds(began) > limit as f64) {
+                return Ok(None);
+            }
+            let scenario = swarm::draw(seed);
+            run_drawn(work.path(), &format!("seed-{seed}"), &scenario, seed).map(|ran| Some((scenario, ran)))
+        },
+        |seed, result: Result<_, Failure>| {
+            let Some((scenario, (job, judgement, wall))) = result? else {
+                skipped += 1;
+                return Ok(());
+            };
+            for (fault, hits) in scenario.fault.iter().zip(&judgement.hits) {
+                let text = toml::to_string(fault)?;
+                let named = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(" = "));
+                let mode = [named("mode"), named("kind")].into_iter().flatten().collect::<Vec<_>>().join(" ");
+                *struck.entry(mode.replace('"', "")).or_default() += hits;
+            }
+            if judgement.verdict == "holds" {
+                held += 1;
+            } else {
+                show(&job, &scenario, &judgement, wall);
+                failing.push((seed, scenario, judgement));
+            }
+            Ok(())
+        },
+    )?;
+    if !failing.is_empty() {
+        std::fs::create_dir_all(&sweep.out)?;
+    }
+    for (seed, scenario, judgement) in &failing {
+        let drawn = sweep.out.join(format!("seed-{seed}.toml"));
+        std::fs::write(&drawn, scenario.to_toml()?)?;
+        let small = smallest(work.path(), scenario, *seed, judgement)?;
+        let shrunk = sweep.out.join(format!("seed-{seed}-shrunk.toml"));
+        std::fs::write(&shrunk, small.to_toml()?)?;
+        println!("seed {seed}: {} faults shrunk to {}: {}", scenario.fault.len(), small.fault.len(), shrunk.display());
+    }
+    println!("faults that struck:");
+    for (mode, hits) in &struck {
+        println!("  {mode:<28} {hits:>6}");
+    }
+    if skipped > 0 {
+        println!("{skipped} seeds were not begun within {} s", sweep.max_wall.unwrap_or(0));
+    }
+    println!("{held} seeds hold, {} fail, in {:.0} s of wall time", failing.len(), seconds(began));
+    Ok(u8::from(!failing.is_empty()))
+}
+
+/// The smallest scenario found that breaks the same invariants.
+fn smallest(folder: &Path, scenario: &Scenario, seed: u64, judgement: &Judgement) -> Result<Scenario, Failure> {
+    let wanted = signature(judgement);
+    let (mut best, mut tries) = (scenario.clone(), 0);
+    'again: loop {
+        for candidate in swarm::smaller(&best) {
+            tries += 1;
+            if tries > SHRINK_TRIES {
+                break 'again;
+            }
+            let (_, judgement, _) = run_drawn(folder, "candidate", &candidate, seed)?;
+            if judgement.verdict == "violated" && signature(&judgement) == wanted {
+                best = candidate;
+                continue 'again;
+            }
+        }
+        break;
+    }
+    best.summary =
+        format!("shrunk from a drawn scenario; broken: {}", wanted.join(", ")).replace(|c: char| c.is_ascii_digit(), "");
+    Ok(best)
+}
+
+/// Shrinks one scenario and says what is left.
+pub fn shrink(path: &Path, seed: Option<u64>, out: Option<&Path>) -> Result<u8, Failure> {
+    let scenario = load(path)?;
+    let seed = seed.unwrap_or(scenario.seeds[0]);
+    let work = tempfile::tempdir()?;
+    let (_, judgement, _) = run_drawn(work.path(), "first", &scenario, seed)?;
+    if judgement.verdict == "holds" {
+        return Err(format!("{} seed {seed} holds; there is nothing to shrink", path.display()).into());
+    }
+    let small = smallest(work.path(), &scenario, seed, &judgement)?;
+    let out = out.map_or_else(|| path.with_extension("shrunk.toml"), Path::to_owned);
+    std::fs::write(&out, small.to_toml()?)?;
+    println!(
+        "{} faults, {} days and {} runs are left of {}, {} and {}: {}",
+        small.fault.len(),
+        small.days,
+        small.runs,
+        scenario.fault.len(),
+        scenario.days,
+        scenario.runs,
+        out.display()
+    );
+    println!("repeat    simulacro-sim run {} --seed {seed}", out.display());
+    Ok(0)
+}
+
+fn read_history(path: &Path) -> Result<Vec<Event>, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
+    let event = |(n, line): (usize, &str)| -> Result<Event, Failure> {
+        Ok(serde_json::from_str(line).map_err(|e| format!("{} line {}: {e}", path.display(), n + 1))?)
+    };
+    text.lines().enumerate().map(event).collect()
+}
+
+fn line(event: &Event) -> String {
+    let (time, refs) = (event.time.format("%m-%d %H:%M:%S%.3f"), &event.refs);
+    format!("{time} #{:<5} {}.{} {} {refs}", event.ordinal, event.component, event.call, event.outcome)
+}
+
+/// Runs a scenario and tells what happened.
+pub fn explain(path: &Path, seed: Option<u64>, all: bool) -> Result<u8, Failure> {
+    let scenario = load(path)?;
+    let work = tempfile::tempdir()?;
+    let history = work.path().join("history.jsonl");
+    let seed = seed.unwrap_or(scenario.seeds[0]);
+    let job = Job { scenario: path.to_owned(), seed, history: Some(history.clone()), plant: false, twin: false };
+    let (judgement, wall) = judged(&job, &scenario)?;
+    println!("faults:");
+    for (fault, hits) in scenario.fault.iter().zip(&judgement.hits) {
+        println!("  struck {hits} times: {}", toml::to_string(fault)?.trim().replace('\n', ", "));
+    }
+    println!("what happened:");
+    let mut before: Option<(String, u64)> = None;
+    for event in read_history(&history)? {
+        if !all && event.component == "object_store" && event.outcome != "error" {
+            continue;
+        }
+        // The same answer again and again is one line with a count.
+        let kind = format!("{} {} {}", event.component, event.call, event.outcome);
+        match &mut before {
+            Some((last, count)) if *last == kind && event.component != "lakehouse" => *count += 1,
+            _ => {
+                if let Some((_, count)) = before.filter(|b| b.1 > 0) {
+                    println!("  ... and {count} more like it");
+                }
+                println!("  {}", line(&event));
+                before = Some((kind, 0));
+            }
+        }
+    }
+    println!("what was judged:");
+    show(&job, &scenario, &judgement, wall);
+    Ok(u8::from(judgement.verdict != "holds"))
+}
+
+/// Says where two histories part.
+pub fn diff(left: &Path, right: &Path) -> Result<u8, Failure> {
+    let (a, b) = (read_history(left)?, read_history(right)?);
+    let first = a.iter().zip(&b).position(|(x, y)| x != y).or((a.len() != b.len()).then_some(a.len().min(b.len())));
+    let Some(at) = first else {
+        println!("{} events, equal", a.len());
+        return Ok(0);
+    };
+    println!("the histories part at event {at} of {} and {}:", a.len(), b.len());
+    for event in &a[at.saturating_sub(3)..at] {
+        println!("  both   {}", line(event));
+    }
+    for (name, side) in [("left ", &a), ("right", &b)] {
+        println!("  {name}  {}", side.get(at).map_or("(ends here)".to_owned(), line));
+    }
+    Ok(5)
+}
+
+/// The catalogue.
+pub fn faults() {
+    for entry in CATALOGUE {
+        println!("{}  (failure mode {})", entry.mode, entry.failure);
+        println!("  seen      {}", entry.seen);
+        println!("  defence   {}", entry.defence);
+        println!("  example   {}", entry.example.replace('\n', ", "));
+    }
+}
