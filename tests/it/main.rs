@@ -2,6 +2,9 @@
 //!
 //! The whole of a few real days, embedded, against a naive computation from the same purchases.
 
+mod conformance_registry;
+mod services;
+
 use std::collections::BTreeMap;
 
 use simulacro_adapters::{CsvSource, connect_embedded};

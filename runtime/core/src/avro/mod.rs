@@ -56,14 +56,16 @@ pub async fn register_checked(registry: &dyn SchemaRegistry, subject: &str, sche
     };
     let mut older = Vec::with_capacity(versions.len());
     for version in versions {
-        older.push((version, registry.version(subject, version).await?.schema));
-    }
-    let known = older.iter().any(|(_, old)| canonical_text(old).is_ok_and(|old| old == text));
-    if !known {
-        let violations = compatibility::violations_of_texts(level, schema, &older).map_err(invalid)?;
-        if !violations.is_empty() {
-            return Err(incompatible(subject, level, &violations));
+        let registered = registry.version(subject, version).await?;
+        // Its id is taken, not registered again: some registries compare texts to the byte.
+        if canonical_text(&registered.schema).is_ok_and(|old| old == text) {
+            return Ok(registered.id);
         }
+        older.push((version, registered.schema));
+    }
+    let violations = compatibility::violations_of_texts(level, schema, &older).map_err(invalid)?;
+    if !violations.is_empty() {
+        return Err(incompatible(subject, level, &violations));
     }
     registry.register(subject, schema).await
 }
