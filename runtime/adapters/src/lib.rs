@@ -4,11 +4,15 @@
 mod csv_source;
 mod ledger;
 mod metrics;
+mod registry_embedded;
+mod registry_http;
 mod system;
 
 pub use csv_source::CsvSource;
 pub use ledger::SqliteLedger;
 pub use metrics::PrometheusMetrics;
+pub use registry_embedded::EmbeddedRegistry;
+pub use registry_http::{HttpRegistry, HttpRegistrySettings};
 pub use system::{FileHistory, LogNotifier, SystemEnv};
 
 use std::{path::Path, sync::Arc};

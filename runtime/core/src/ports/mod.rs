@@ -10,6 +10,7 @@ mod lakehouse;
 mod ledger;
 pub mod metrics;
 mod notifier;
+pub mod schema_registry;
 mod table_source;
 mod warehouse;
 
@@ -19,6 +20,7 @@ pub use lakehouse::{Commit, DayWrite, Input, Lakehouse, Query};
 pub use ledger::{Run, RunLedger, RunState};
 pub use metrics::Metrics;
 pub use notifier::{Alert, Notifier};
+pub use schema_registry::{Compatibility, RegisteredSchema, SchemaRegistry, Verdict};
 pub use table_source::{Column, PartitionRead, TableSource};
 pub use warehouse::Warehouse;
 
