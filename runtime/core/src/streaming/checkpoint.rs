@@ -243,8 +243,12 @@ pub fn encode_pane(start: i64, pane: &Pane, bytes_max: usize) -> Vec<Bytes> {
 
 /// An addition to a pane of the merge stage. The pane is settled.
 pub fn encode_merged_pane(start: i64, pane: &MergedPane, bytes_max: usize) -> Vec<Bytes> {
-    let emitted = |(name, r): (&Box<str>, &super::pane::RegionCell)| (name.to_string(), (r.cell.emitted, r.emitted_sliding));
-    let regions = pane.regions.iter().map(emitted).filter(|(_, e)| *e != (0, 0)).collect();
+    let mut regions = BTreeMap::new();
+    for (name, region) in &pane.regions {
+        if (region.cell.emitted, region.emitted_sliding) != (0, 0) {
+            regions.insert(name.to_string(), (region.cell.emitted, region.emitted_sliding));
+        }
+    }
     encode_cells(None, start, &pane.pages, &regions, bytes_max, |_| true)
 }
 

@@ -203,7 +203,7 @@ impl ClickBatch {
             DataType::Int64 => monto.as_primitive::<Int64Type>().clone(),
             DataType::Decimal128(_, 2) => monto
                 .as_primitive::<Decimal128Type>()
-                .try_unary(|v| i64::try_from(v))
+                .try_unary(i64::try_from)
                 .map_err(|e| PortError::permanent("decoded monto in cents").because(e))?,
             other => return Err(PortError::permanent(format!("decoded column monto is {other}, not a decimal of scale 2"))),
         };

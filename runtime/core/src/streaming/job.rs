@@ -335,6 +335,9 @@ impl RealtimeMetrics {
         }
         task.idleness.observe(next_offset, end_offset, records.len(), now);
         let lag = end_offset.saturating_sub(next_offset).max(0);
+        if self.is_ahead(partition.partition) && self.paused.insert(partition.partition) {
+            self.consumer.pause(std::slice::from_ref(partition)).await?;
+        }
         self.ports.metrics.gauge("stream_lag_records", &[("partition", &partition.partition.to_string())], lag as f64);
         Ok(())
     }
@@ -349,7 +352,7 @@ impl RealtimeMetrics {
         }
     }
 
-    /// What is done once per interval: hear the merge, find idle partitions, hold back those that are too far ahead.
+    /// What is done once per interval: hear the merge, find idle partitions, resume those that were too far ahead.
     async fn tick(&mut self, now: i64) -> Result<()> {
         if self.clicks.is_empty() {
             return Ok(());
@@ -377,34 +380,27 @@ impl RealtimeMetrics {
         for (partition, task) in &mut self.clicks {
             task.follow(self.idle.contains(partition), self.control.target);
         }
-        self.hold_back().await
+        self.resume().await
     }
 
-    /// Pauses partitions whose watermark is too far ahead of the global one, and resumes the others.
-    async fn hold_back(&mut self) -> Result<()> {
-        let ahead_max = ms(self.config.ahead_max);
-        let mut ahead = BTreeSet::new();
-        for (&partition, task) in &self.clicks {
-            let base = self.control.global.or_else(|| self.first_watermarks.get(&partition).copied());
-            if let (Some(watermark), Some(base)) = (task.watermark(), base)
-                && watermark.saturating_sub(base) > ahead_max
-            {
-                ahead.insert(partition);
-            }
+    /// Whether a partition's watermark is too far ahead of the global one: its panes would pile up in the merge.
+    fn is_ahead(&self, partition: i32) -> bool {
+        let base = self.control.global.or_else(|| self.first_watermarks.get(&partition).copied());
+        match (self.clicks.get(&partition).and_then(ClickTask::watermark), base) {
+            (Some(watermark), Some(base)) => watermark.saturating_sub(base) > ms(self.config.ahead_max),
+            (Some(_) | None, _) => false,
         }
-        let topic = &self.config.topics.clicks;
-        let of = |set: &BTreeSet<i32>, other: &BTreeSet<i32>| {
-            let difference = set.difference(other);
-            difference.map(|&partition| TopicPartition { topic: topic.clone(), partition }).collect::<Vec<_>>()
-        };
-        let (pause, resume) = (of(&ahead, &self.paused), of(&self.paused, &ahead));
-        if !pause.is_empty() {
-            self.consumer.pause(&pause).await?;
+    }
+
+    /// Resumes the partitions that the others have come up with.
+    async fn resume(&mut self) -> Result<()> {
+        let near: Vec<i32> = self.paused.iter().copied().filter(|&partition| !self.is_ahead(partition)).collect();
+        if near.is_empty() {
+            return Ok(());
         }
-        if !resume.is_empty() {
-            self.consumer.resume(&resume).await?;
-        }
-        self.paused = ahead;
+        let partitions: Vec<_> = near.iter().map(|&partition| self.click_partition(partition)).collect();
+        self.consumer.resume(&partitions).await?;
+        self.paused.retain(|partition| !near.contains(partition));
         Ok(())
     }
 
@@ -478,6 +474,8 @@ impl RealtimeMetrics {
         while let Err(error) = self.consumer.seek(partition, position).await {
             retry.after(error).await?;
         }
+        // It may have been paused before its state was dropped.
+        self.consumer.resume(std::slice::from_ref(partition)).await?;
         Ok(())
     }
 

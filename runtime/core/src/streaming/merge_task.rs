@@ -49,6 +49,9 @@ struct Plan {
     ordinals: BTreeMap<i64, u32>,
 }
 
+/// Kind, end of the window, region and page of a row.
+type DueRow = (WindowKind, i64, Box<str>, Option<Box<str>>);
+
 /// What a transaction of a merge partition holds.
 #[derive(Debug, Default)]
 pub struct Prepared {
@@ -297,12 +300,7 @@ impl MergeTask {
     }
 
     /// Which rows are due: those of windows that close now, and those of closed windows that were added to.
-    fn due(
-        &self,
-        before: Option<i64>,
-        closed: Option<i64>,
-        config: &StreamConfig,
-    ) -> BTreeSet<(WindowKind, i64, Box<str>, Option<Box<str>>)> {
+    fn due(&self, before: Option<i64>, closed: Option<i64>, config: &StreamConfig) -> BTreeSet<DueRow> {
         let mut due = BTreeSet::new();
         let Some(closed) = closed else { return due };
         let mut add = |start: i64, pane: &MergedPane, closes_now: bool| {
