@@ -258,6 +258,12 @@ mod tests {
     }
 
     #[test]
+    fn the_limit_is_the_last_exact_number() {
+        assert_eq!(of(&[1, 2, 3, 3], 3).count(3), UserCount { users: 3, exact: true });
+        assert_eq!(of(&[1, 2, 3, 4], 3).count(3), UserCount { users: 4, exact: false });
+    }
+
+    #[test]
     fn hash_and_estimate_are_part_of_the_format() {
         // These numbers change only with the format's version: stored sketches would mean something else.
         assert_eq!(user_hash("u-1"), 5_938_644_190_469_536_465);

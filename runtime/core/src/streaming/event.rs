@@ -396,6 +396,33 @@ mod tests {
     }
 
     #[test]
+    fn columns_of_an_avro_batch_become_clicks() {
+        use std::sync::Arc;
+
+        use arrow::array::{ArrayRef, Decimal128Array, TimestampMillisecondArray};
+
+        let text = |value: Option<&str>| Arc::new(StringArray::from(vec![value])) as ArrayRef;
+        let monto = Decimal128Array::from(vec![1_999]).with_precision_and_scale(12, 2).unwrap();
+        let timestamp = TimestampMillisecondArray::from(vec![7]).with_timezone("UTC");
+        let columns = [
+            ("user_id", text(Some("u"))),
+            ("event_type", text(Some("purchase"))),
+            ("page", text(Some("/"))),
+            ("product_id", text(None)),
+            ("monto", Arc::new(monto) as ArrayRef),
+            ("region", text(Some("sur"))),
+            ("timestamp", Arc::new(timestamp) as ArrayRef),
+        ];
+        let nullable = columns.clone().map(|(name, array)| (name, array, true));
+        let batch = RecordBatch::try_from_iter_with_nullable(nullable).unwrap();
+        let clicks = ClickBatch::from_columns(&batch, vec![3]).unwrap();
+        assert_eq!((clicks.monto_cents.value(0), clicks.timestamp_ms.value(0), clicks.record[0]), (1_999, 7, 3));
+        assert!(clicks.product_id.is_null(0));
+        let error = ClickBatch::from_columns(&batch.project(&[0, 1, 2, 3, 4, 5]).unwrap(), vec![3]).unwrap_err();
+        assert_eq!(error.to_string(), "decoded clicks have no column timestamp");
+    }
+
+    #[test]
     fn a_reason_leads_to_one_fate() {
         assert_eq!(Reason::Undecodable("x".into()).fate(), Fate::DeadLettered);
         assert_eq!(Reason::Future.fate(), Fate::DeadLettered);

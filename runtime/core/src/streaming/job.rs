@@ -199,6 +199,10 @@ impl RealtimeMetrics {
     pub fn clicks(&self) -> &BTreeMap<i32, ClickTask> {
         &self.clicks
     }
+    /// Click partitions that are idle, as the broker confirmed.
+    pub fn idle(&self) -> &BTreeSet<i32> {
+        &self.idle
+    }
     /// Tasks of merge partitions.
     pub fn merges(&self) -> &BTreeMap<i32, MergeTask> {
         &self.merges

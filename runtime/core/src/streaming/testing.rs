@@ -115,6 +115,10 @@ impl MemoryLog {
     pub fn clear_faults(&self) {
         self.lock().faults.clear();
     }
+    /// Producer calls so far.
+    pub fn calls(&self) -> u64 {
+        self.lock().calls
+    }
     /// Appends a record from outside.
     pub fn append(&self, topic: &str, partition: i32, key: &str, value: Option<Bytes>, appended_ms: i64) {
         let mut inner = self.lock();
@@ -122,6 +126,10 @@ impl MemoryLog {
         let key = Some(Bytes::copy_from_slice(key.as_bytes()));
         p.records.push(LogRecord { offset: p.end, appended_ms, key, value, headers: vec![] });
         p.end += 1;
+    }
+    /// Moves a group's offset, as an operator might.
+    pub fn set_committed(&self, group: &str, at: TopicPartition, offset: i64) {
+        self.lock().committed.insert((group.to_owned(), at), offset);
     }
     /// All records of a topic, in order of partition and offset.
     pub fn all(&self, topic: &str) -> Vec<LogRecord> {

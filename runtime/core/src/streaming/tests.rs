@@ -10,13 +10,14 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::{
+    click_task::ClickTask,
     config::StreamConfig,
-    event::{Counts, Fate},
+    event::{ClickDecoder, Counts, Fate},
     job::{RealtimeMetrics, StreamPorts},
     testing::{Click, Fault, JsonClicks, JsonRows, MemoryLog, NoMetrics},
     window::{MetricRow, WindowKind},
 };
-use crate::ports::event_log::{EventLog, TopicSpec};
+use crate::ports::event_log::{EventLog, LogRecord, TopicPartition, TopicSpec};
 
 /// 2024-03-18 00:00 UTC.
 const T0: i64 = 1_710_720_000_000;
@@ -279,6 +280,8 @@ fn inputs(partitions: usize) -> impl Strategy<Value = Vec<Input>> {
 /// What is done to the workers while they work.
 #[derive(Debug, Clone)]
 enum Op {
+    /// A call happens, and neither it nor its repetitions are answered.
+    Doubt(u64),
     Step(usize, u8),
     Crash(usize),
     Expel(usize),
@@ -303,8 +306,14 @@ fn ops(workers: usize) -> impl Strategy<Value = Vec<Op>> {
         2 => worker.prop_map(Op::Start),
         1 => Just(Op::Compact),
         6 => (0u64..12, fault).prop_map(|(n, f)| Op::Fail(n, f)),
+        3 => (0u64..8).prop_map(Op::Doubt),
     ];
     prop::collection::vec(op, 0..40)
+}
+
+fn doubt(log: &MemoryLog, ordinal: u64, config: &StreamConfig) {
+    log.fail(ordinal, Fault::UnknownAfter);
+    (1..=u64::from(config.retries_max)).for_each(|n| log.fail(ordinal + n, Fault::UnknownBefore));
 }
 
 /// Runs the operations, then heals and drains. A worker that stops with an error is replaced by a new one.
@@ -333,6 +342,7 @@ async fn survive(log: &MemoryLog, config: &StreamConfig, count: usize, ops: &[Op
             }
             Op::Compact => log.compact(),
             Op::Fail(ordinal, fault) => log.fail(*ordinal, *fault),
+            Op::Doubt(ordinal) => doubt(log, *ordinal, config),
         }
     }
     log.clear_faults();
@@ -573,6 +583,142 @@ fn state_that_was_lost_stops_the_worker_instead_of_losing_counts() {
         let mut worker = open(&log, &adopting, 0).await;
         worker.step().await.unwrap();
         assert_eq!(worker.clicks()[&0].next_offset(), 1);
+    });
+}
+
+#[test]
+fn an_offset_that_is_not_the_states_stops_the_worker() {
+    run(async {
+        let config = config();
+        let inputs = [input(0, &click("a", "/", "sur", T0), T0)];
+        let log = log_with(1, 10, &inputs).await;
+        let mut workers = vec![open(&log, &config, 0).await];
+        drain(&mut workers).await;
+        workers[0].close().await.unwrap();
+        log.set_committed(&config.group, TopicPartition { topic: CLICKS.into(), partition: 0 }, 7);
+        let mut worker = open(&log, &config, 0).await;
+        let error = worker.step().await.unwrap_err();
+        assert_eq!(error.code.as_deref(), Some("STATE_MISMATCH"));
+        assert_eq!(error.to_string(), "restore ecommerce.clicks-0: committed offset 7, state 1 [STATE_MISMATCH]");
+    });
+}
+
+#[test]
+fn after_a_commit_nobody_answered_the_committed_offsets_decide() {
+    for landed in [true, false] {
+        run(async {
+            let config = config();
+            let log = log_with(1, 10, &[input(0, &click("a", "/", "sur", T0), T0)]).await;
+            let mut worker = open(&log, &config, 0).await;
+            while worker.clicks().values().all(|t| t.next_offset() == 0) {
+                worker.step().await.unwrap();
+            }
+            // Begin, send and offsets go well; the commit is called six times without an answer.
+            doubt(&log, 3, &config);
+            if !landed {
+                log.fail(3, Fault::UnknownBefore);
+            }
+            let mut committed = false;
+            while log.calls() < 9 {
+                committed |= worker.step().await.unwrap().committed;
+            }
+            assert_eq!(committed, landed);
+            assert_eq!(worker.clicks()[&0].counts().read, u64::from(landed));
+            let mut workers = vec![worker];
+            drain(&mut workers).await;
+            assert_eq!(workers[0].clicks()[&0].counts().read, 1);
+            assert_eq!(workers[0].clicks()[&0].counts().of(Fate::Published), 1);
+        });
+    }
+}
+
+#[test]
+fn what_is_revoked_is_committed_before() {
+    run(async {
+        let config = StreamConfig { commit_interval: Duration::from_secs(86_400), ..config() };
+        let inputs: Vec<Input> = (0..2).map(|p| input(p, &click("a", "/", "sur", T0), T0)).collect();
+        let log = log_with(2, 10, &inputs).await;
+        let mut first = open(&log, &config, 0).await;
+        for _ in 0..20 {
+            first.step().await.unwrap();
+        }
+        assert!(log.committed(&config.group, CLICKS).await.unwrap().is_empty());
+        let _second = open(&log, &config, 1).await;
+        first.step().await.unwrap();
+        assert_eq!(log.committed(&config.group, CLICKS).await.unwrap(), BTreeMap::from([(0, 1), (1, 1)]));
+    });
+}
+
+#[test]
+fn only_the_broker_says_that_a_partition_is_read_to_its_end() {
+    run(async {
+        let config = config();
+        let inputs: Vec<Input> = (0..2).map(|p| input(p, &click("a", "/", "sur", T0), T0)).collect();
+        let log = log_with(2, 1, &inputs).await;
+        let mut workers = vec![open(&log, &config, 0).await];
+        drain(&mut workers).await;
+        let worker = &mut workers[0];
+        for n in 1..4 {
+            for partition in 0..2 {
+                append(&log, &input(partition, &click("a", "/", "sur", T0 + n), T0));
+            }
+        }
+        // Both were read to their end a minute ago; there is something now, of which one poll brings one record.
+        log.env.0.fetch_add(61_000, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(worker.step().await.unwrap().records, 1);
+        assert!(worker.idle().is_empty());
+    });
+}
+
+#[test]
+fn a_record_that_is_delivered_again_changes_nothing() {
+    run(async {
+        let config = config();
+        let mut task = ClickTask::new(0, 0);
+        let record = |offset: i64| LogRecord {
+            offset,
+            appended_ms: T0,
+            key: None,
+            value: Some(serde_json::to_vec(&click("a", "/", "sur", T0 + offset)).unwrap().into()),
+            headers: vec![],
+        };
+        let records: Vec<_> = (0..6).map(record).collect();
+        for (from, to) in [(0, 4), (0, 4), (2, 6), (5, 6)] {
+            let decoded = JsonClicks.decode(&records[from..to]).await.unwrap();
+            task.process(&records[from..to], to as i64, &decoded, &config).unwrap();
+        }
+        let _ = task.prepare(false, &config);
+        let added = task.commit(&config);
+        assert_eq!((added.read, added.of(Fate::Published), task.next_offset()), (6, 6, 6));
+    });
+}
+
+#[test]
+fn a_decoder_that_forgets_a_record_is_found_out() {
+    run(async {
+        let config = config();
+        let record = LogRecord { offset: 0, appended_ms: T0, key: None, value: None, headers: vec![] };
+        let mut decoded = JsonClicks.decode(std::slice::from_ref(&record)).await.unwrap();
+        decoded.undecodable.clear();
+        let error = ClickTask::new(0, 0).process(&[record], 1, &decoded, &config).unwrap_err();
+        assert!(error.to_string().contains("record 0 of 1"), "{error}");
+    });
+}
+
+#[test]
+fn a_dead_letter_that_would_be_too_large_says_where_it_stands() {
+    run(async {
+        let config = config();
+        let large = Bytes::from(vec![b'x'; config.record_bytes_max]);
+        let log = log_with(1, 10, &[Input { partition: 0, value: large, appended_ms: T0 }]).await;
+        let mut workers = vec![open(&log, &config, 0).await];
+        drain(&mut workers).await;
+        let letter = log.all(&config.topics.dead_letter).remove(0);
+        let header = |name: &str| letter.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+        assert_eq!(letter.value, Some(Bytes::new()));
+        assert_eq!(header("simulacro.value_bytes"), Some("32768".into()));
+        assert_eq!(header("simulacro.reason"), Some("undecodable: not JSON".into()));
+        assert_eq!((header("simulacro.topic"), header("simulacro.offset")), (Some(CLICKS.into()), Some("0".into())));
     });
 }
 
