@@ -34,7 +34,7 @@ mod millis {
 
 /// Names of the topics. `changelog` and `clicks` have equal numbers of partitions, as have `merge_changelog` and `partials`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default = "Topics::specification")]
 pub struct Topics {
     /// Input.
     pub clicks: String,
@@ -56,7 +56,7 @@ pub struct Topics {
 
 /// How the job behaves; every choice is visible, so there is no `Default`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default = "StreamConfig::specification")]
 pub struct StreamConfig {
     /// Topics.
     pub topics: Topics,
@@ -139,20 +139,27 @@ pub struct ConfigError {
     pub allowed: String,
 }
 
+impl Topics {
+    /// The names of the specification, and those of the job's own topics.
+    pub fn specification() -> Self {
+        Self {
+            clicks: "ecommerce.clicks".into(),
+            metrics: "ecommerce.metricas_realtime".into(),
+            dead_letter: "ecommerce.clicks.dead_letter".into(),
+            late: "ecommerce.clicks.late".into(),
+            changelog: "realtime_metrics.changelog".into(),
+            partials: "realtime_metrics.partials".into(),
+            merge_changelog: "realtime_metrics.merge_changelog".into(),
+            control: "realtime_metrics.control".into(),
+        }
+    }
+}
+
 impl StreamConfig {
     /// The values of the specification, and the bounds it asks to be visible.
     pub fn specification() -> Self {
         Self {
-            topics: Topics {
-                clicks: "ecommerce.clicks".into(),
-                metrics: "ecommerce.metricas_realtime".into(),
-                dead_letter: "ecommerce.clicks.dead_letter".into(),
-                late: "ecommerce.clicks.late".into(),
-                changelog: "realtime_metrics.changelog".into(),
-                partials: "realtime_metrics.partials".into(),
-                merge_changelog: "realtime_metrics.merge_changelog".into(),
-                control: "realtime_metrics.control".into(),
-            },
+            topics: Topics::specification(),
             group: "realtime_metrics".into(),
             start_at: StartAt::Earliest,
             adopt_offsets_without_state: false,
@@ -268,6 +275,15 @@ mod tests {
         let text = serde_json::to_string(&config).unwrap();
         assert!(text.contains("\"allowed_lateness_ms\":300000"), "{text}");
         assert_eq!(serde_json::from_str::<StreamConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn a_file_names_what_it_changes_and_nothing_unknown() {
+        let config: StreamConfig = serde_json::from_str(r#"{ "slide_ms": 120000, "topics": { "clicks": "clicks" } }"#).unwrap();
+        let specification = StreamConfig::specification();
+        let topics = Topics { clicks: "clicks".into(), ..Topics::specification() };
+        assert_eq!(config, StreamConfig { slide: Duration::from_secs(120), topics, ..specification });
+        assert!(serde_json::from_str::<StreamConfig>(r#"{ "slide": 120000 }"#).is_err());
     }
 
     #[test]

@@ -320,6 +320,16 @@ mod tests {
     }
 
     #[test]
+    fn a_row_of_a_page_is_no_row_of_its_region() {
+        let mut page = Pane::default();
+        page.cell_mut("sur", "/").emitted = 3;
+        let mut merged = MergedPane::default();
+        merged.region_mut("sur").cell.emitted = 1;
+        merged.add(&page, 10);
+        assert_eq!((merged.pages.cell("sur", "/").unwrap().emitted, merged.regions["sur"].cell.emitted), (3, 1));
+    }
+
+    #[test]
     fn keys_with_equal_text_in_other_places_are_different() {
         let mut pane = Pane::default();
         let ids = [("a", "b"), ("ab", ""), ("", "ab"), ("a", "b")].map(|(r, p)| pane.intern(r, p));

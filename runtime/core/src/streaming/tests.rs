@@ -633,6 +633,28 @@ fn after_a_commit_nobody_answered_the_committed_offsets_decide() {
 }
 
 #[test]
+fn when_even_the_committed_offsets_do_not_tell_state_is_read_again() {
+    run(async {
+        let config = config();
+        let log = log_with(1, 10, &[input(0, &click("a", "/", "sur", T0), T0)]).await;
+        let mut worker = open(&log, &config, 0).await;
+        while worker.clicks().values().all(|t| t.next_offset() == 0) {
+            worker.step().await.unwrap();
+        }
+        // Somebody else's offset, without the state that belongs to it: neither ours nor the one before.
+        log.set_committed(&config.group, TopicPartition { topic: CLICKS.into(), partition: 0 }, 99);
+        doubt(&log, 3, &config);
+        log.fail(3, Fault::UnknownBefore);
+        let error = loop {
+            if let Err(error) = worker.step().await {
+                break error;
+            }
+        };
+        assert_eq!(error.code.as_deref(), Some("STATE_MISSING"));
+    });
+}
+
+#[test]
 fn what_is_revoked_is_committed_before() {
     run(async {
         let config = StreamConfig { commit_interval: Duration::from_secs(86_400), ..config() };
