@@ -421,6 +421,7 @@ fn cells(r: &mut Reader<'_>, exact_max: usize) -> Result<Box<MergedPane>, Damage
     }
     let mut merged = Box::new(MergedPane::default());
     merged.add(&pane, exact_max);
+    merged.pages.settle(exact_max);
     for (region, tumbling, sliding) in regions {
         let region = merged.region_mut(region);
         region.cell.emitted = tumbling;
@@ -573,6 +574,7 @@ mod tests {
         let pane = pane(rows);
         let mut merged = MergedPane::default();
         merged.add(&pane, EXACT);
+        merged.pages.settle(EXACT);
         merged.region_mut("r1").emitted_sliding = 3;
         merged.region_mut("r9").cell.emitted = 1;
         let mut counts = Counts::default();
@@ -663,6 +665,7 @@ mod tests {
             let Record::Pane { start: 60_000, pane } = decode(piece, EXACT).unwrap() else { panic!("another record") };
             again.merge(&pane, EXACT);
         }
+        again.pages.settle(EXACT);
         assert_eq!(encode_pane(0, &again.pages, 1 << 20), encode_pane(0, &whole, 1 << 20));
     }
 

@@ -4,7 +4,10 @@
 //! the second. Panes that the watermark has passed leave the task; what it holds is the open minute or two, and the
 //! fingerprints of the horizon. Left out: the log itself (see `job`).
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, btree_map::Entry},
+};
 
 use arrow::array::Array;
 use bytes::Bytes;
@@ -387,7 +390,12 @@ impl ClickTask {
                 self.added.remove(&start);
             }
             for (start, pane) in std::mem::take(&mut self.added) {
-                self.panes.entry(start).or_default().merge(&pane, config.exact_users_max);
+                match self.panes.entry(start) {
+                    Entry::Occupied(mut held) => held.get_mut().merge(&pane, config.exact_users_max),
+                    Entry::Vacant(vacant) => {
+                        vacant.insert(pane);
+                    }
+                }
             }
             self.pane_ordinals = plan.pane_ordinals;
             self.print_ordinals = plan.print_ordinals;

@@ -94,16 +94,19 @@ impl Dedup {
             Some(_) | None => self.count(watermark, horizon_ms),
         };
         let set = self.dirty.entry(minute).or_default();
-        if set.contains(&fingerprint) {
-            return Seen::Duplicate;
-        }
-        self.live = Some((at, live));
-        if live >= entries_max {
-            return Seen::Forgotten;
-        }
-        set.insert(fingerprint);
-        self.live = Some((at, live + 1));
-        Seen::New
+        let seen = match () {
+            () if live < entries_max => {
+                if set.insert(fingerprint) {
+                    Seen::New
+                } else {
+                    Seen::Duplicate
+                }
+            }
+            () if set.contains(&fingerprint) => Seen::Duplicate,
+            () => Seen::Forgotten,
+        };
+        self.live = Some((at, live + usize::from(seen == Seen::New)));
+        seen
     }
 
     fn count(&self, watermark: &Watermark, horizon_ms: i64) -> usize {

@@ -94,10 +94,12 @@ impl Users {
     pub fn merge(&mut self, other: &Users, exact_max: usize) {
         match &other.0 {
             Form::Exact { sorted, pending } => match &mut self.0 {
-                Form::Exact { pending: mine, .. } => {
-                    mine.extend_from_slice(sorted);
-                    mine.extend_from_slice(pending);
-                    self.settle(exact_max);
+                Form::Exact { sorted: mine, pending: collected } => {
+                    collected.extend_from_slice(sorted);
+                    collected.extend_from_slice(pending);
+                    if collected.len() >= PENDING_MIN.max(mine.len()) {
+                        self.settle(exact_max);
+                    }
                 }
                 Form::Sketch(registers) => sorted.iter().chain(pending).for_each(|&hash| raise(registers, hash)),
             },
