@@ -10,3 +10,4 @@ pub mod history;
 pub mod orchestrator;
 pub mod platform;
 pub mod ports;
+pub mod streaming;

@@ -1,0 +1,870 @@
+//! The job as a whole, against a naive computation that shares no code with it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::{
+    click_task::ClickTask,
+    config::StreamConfig,
+    event::{ClickDecoder, Counts, Fate},
+    job::{RealtimeMetrics, StreamPorts},
+    testing::{Click, Fault, JsonClicks, JsonRows, MemoryLog, NoMetrics},
+    window::{MetricRow, WindowKind},
+};
+use crate::ports::event_log::{EventLog, LogRecord, TopicPartition, TopicSpec};
+
+/// 2024-03-18 00:00 UTC.
+const T0: i64 = 1_710_720_000_000;
+const CLICKS: &str = "ecommerce.clicks";
+
+fn config() -> StreamConfig {
+    StreamConfig {
+        merge_partitions: 2,
+        exact_users_max: 12,
+        record_bytes_max: 32 << 10,
+        regions: Some(["norte", "sur", "este"].map(String::from).into()),
+        ..StreamConfig::specification()
+    }
+}
+
+fn ports(log: &MemoryLog) -> StreamPorts {
+    StreamPorts { env: Arc::new(log.env.clone()), log: Arc::new(log.clone()), metrics: Arc::new(NoMetrics) }
+}
+
+async fn open(log: &MemoryLog, config: &StreamConfig, member: usize) -> RealtimeMetrics {
+    let member = format!("worker-{member}");
+    RealtimeMetrics::open(config.clone(), ports(log), &member, Box::new(JsonClicks), Box::new(JsonRows)).await.unwrap()
+}
+
+async fn log_with(partitions: usize, poll_records: usize, inputs: &[Input]) -> MemoryLog {
+    let log = MemoryLog::new(T0, poll_records);
+    let spec = TopicSpec { name: CLICKS.into(), partitions: partitions as i32, retention: None, compact: false };
+    log.create_topic(&spec).await.unwrap();
+    inputs.iter().for_each(|input| append(&log, input));
+    log
+}
+
+fn append(log: &MemoryLog, input: &Input) {
+    log.append(CLICKS, input.partition as i32, "key", Some(input.value.clone()), input.appended_ms);
+}
+
+/// Steps all workers in turn until nothing happens for a while.
+async fn drain(workers: &mut [RealtimeMetrics]) {
+    let mut quiet = 0;
+    for _ in 0..200_000 {
+        let mut moved = false;
+        for worker in workers.iter_mut() {
+            let step = worker.step().await.unwrap();
+            moved |= step.records > 0 || step.committed;
+        }
+        quiet = if moved { 0 } else { quiet + 1 };
+        if quiet > 40 {
+            return;
+        }
+    }
+    panic!("never quiet");
+}
+
+/// A record of the input.
+#[derive(Debug, Clone)]
+struct Input {
+    partition: usize,
+    value: Bytes,
+    appended_ms: i64,
+}
+
+fn input(partition: usize, click: &Click, appended_ms: i64) -> Input {
+    Input { partition, value: serde_json::to_vec(click).unwrap().into(), appended_ms }
+}
+
+fn click(user: &str, page: &str, region: &str, timestamp_ms: i64) -> Click {
+    Click {
+        user_id: user.into(),
+        event_type: "click".into(),
+        page: page.into(),
+        product_id: None,
+        cents: 0,
+        region: Some(region.into()),
+        timestamp_ms,
+    }
+}
+
+/// The last event of every partition, far ahead: it closes everything before.
+fn with_end(mut inputs: Vec<Input>, partitions: usize) -> Vec<Input> {
+    let end = T0 + 86_400_000;
+    for partition in 0..partitions {
+        inputs.push(input(partition, &click(&format!("end-{partition}"), "/end", "norte", end), end));
+    }
+    inputs
+}
+
+type RowKey = (WindowKind, i64, String, Option<String>);
+
+/// What a naive reader of everything would say.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Expected {
+    fates: BTreeMap<Fate, u64>,
+    cents: BTreeMap<Fate, i64>,
+    /// clicks, purchases, add_to_cart, cents, users.
+    windows: BTreeMap<RowKey, (u64, u64, u64, i64, BTreeSet<String>)>,
+}
+
+/// Goes through each partition in order with the rules of the specification, then through each event and each window.
+fn naive(inputs: &[Input], partitions: usize, config: &StreamConfig) -> Expected {
+    let minute = 60_000;
+    let (lateness, horizon) = (config.allowed_lateness.as_millis() as i64, config.dedup_horizon.as_millis() as i64);
+    let mut expected = Expected::default();
+    for partition in 0..partitions {
+        let mut newest: Option<i64> = None;
+        let mut seen: BTreeSet<Click> = BTreeSet::new();
+        for record in inputs.iter().filter(|i| i.partition == partition) {
+            let watermark = newest.map_or(i64::MIN, |n| n - config.watermark_bound.as_millis() as i64);
+            let parsed = serde_json::from_slice::<Click>(&record.value).ok();
+            let fate = match &parsed {
+                None => Fate::DeadLettered,
+                Some(c) => {
+                    let pane_end = (c.timestamp_ms / minute + 1) * minute;
+                    let is_region = c.region.as_ref().is_some_and(|r| ["norte", "sur", "este"].contains(&r.as_str()));
+                    let is_known = ["click", "purchase", "add_to_cart"].contains(&c.event_type.as_str());
+                    if c.user_id.is_empty() || c.region.is_none() || c.region.as_deref() == Some("") {
+                        Fate::Quarantined
+                    } else if c.timestamp_ms > record.appended_ms + config.future_bound.as_millis() as i64 {
+                        Fate::DeadLettered
+                    } else if !is_known || !is_region || (c.event_type != "purchase" && c.cents != 0) {
+                        Fate::Quarantined
+                    } else if c.cents < 0 {
+                        Fate::Rejected
+                    } else if watermark < pane_end + horizon && !seen.insert(c.clone()) {
+                        Fate::Deduplicated
+                    } else if pane_end + lateness <= watermark {
+                        Fate::Late
+                    } else {
+                        newest = newest.max(Some(c.timestamp_ms));
+                        Fate::Published
+                    }
+                }
+            };
+            *expected.fates.entry(fate).or_default() += 1;
+            *expected.cents.entry(fate).or_default() += parsed.as_ref().map_or(0, |c| c.cents);
+            let (Fate::Published, Some(c)) = (fate, parsed) else { continue };
+            let region = c.region.clone().unwrap();
+            let mut keys = vec![];
+            let start = c.timestamp_ms / minute * minute;
+            keys.push((WindowKind::Region1m, start, region.clone(), None));
+            keys.push((WindowKind::Page1m, start, region.clone(), Some(c.page.clone())));
+            for back in 0..5 {
+                keys.push((WindowKind::Region5m, start - back * minute, region.clone(), None));
+            }
+            for key in keys {
+                let w = expected.windows.entry(key).or_default();
+                w.0 += u64::from(c.event_type == "click");
+                w.1 += u64::from(c.event_type == "purchase");
+                w.2 += u64::from(c.event_type == "add_to_cart");
+                w.3 += c.cents;
+                w.4.insert(c.user_id.clone());
+            }
+        }
+    }
+    // The windows of the last event stay open.
+    let end = T0 + 86_400_000 - 30_000;
+    let length = |kind| if kind == WindowKind::Region5m { 5 * minute } else { minute };
+    expected.windows.retain(|(kind, start, ..), _| start + length(*kind) <= end);
+    expected
+}
+
+/// The newest revision of each row, after checking that revisions count up one by one.
+fn newest_rows(log: &MemoryLog, config: &StreamConfig) -> BTreeMap<RowKey, MetricRow> {
+    let mut newest: BTreeMap<RowKey, MetricRow> = BTreeMap::new();
+    for record in log.all(&config.topics.metrics) {
+        let row: MetricRow = serde_json::from_slice(&record.value.unwrap()).unwrap();
+        let key = (row.window_kind, row.window_start_ms, row.region.clone(), row.page.clone());
+        let expected = newest.get(&key).map_or(0, |before| before.revision + 1);
+        assert_eq!(row.revision, expected, "revisions of {key:?}");
+        newest.insert(key, row);
+    }
+    newest
+}
+
+/// Holds what the job wrote against what the naive reader says.
+fn check(log: &MemoryLog, workers: &[RealtimeMetrics], expected: &Expected, config: &StreamConfig) {
+    let rows = newest_rows(log, config);
+    let windows: Vec<_> = expected.windows.keys().collect();
+    assert_eq!(rows.keys().collect::<Vec<_>>(), windows);
+    for (key, (clicks, purchases, add_to_cart, cents, users)) in &expected.windows {
+        let row = &rows[key];
+        let actual = (row.clicks, row.purchases, row.add_to_cart, row.revenue_cents);
+        assert_eq!(actual, (*clicks, *purchases, *add_to_cart, *cents), "{key:?}");
+        assert_eq!(row.exact, users.len() <= config.exact_users_max, "{key:?}");
+        let error = row.unique_users.abs_diff(users.len() as u64);
+        assert!(if row.exact { error == 0 } else { error <= 1 }, "{key:?}: {} users for {}", row.unique_users, users.len());
+        let rate = row.conversion_rate();
+        assert_eq!(rate, (*clicks > 0).then(|| *purchases as f64 / *clicks as f64));
+    }
+    let mut counts = Counts::default();
+    for task in workers.iter().flat_map(|w| w.clicks().values()) {
+        assert!(task.counts().balances());
+        for fate in Fate::ALL {
+            counts.read += task.counts().of(fate);
+            *expected_mut(&mut counts, fate) += task.counts().of(fate);
+        }
+    }
+    for fate in Fate::ALL {
+        assert_eq!(counts.of(fate), expected.fates.get(&fate).copied().unwrap_or(0), "{fate}");
+    }
+    let sum = |fates: &[Fate]| fates.iter().map(|f| expected.fates.get(f).copied().unwrap_or(0)).sum::<u64>() as usize;
+    assert_eq!(log.all(&config.topics.late).len(), sum(&[Fate::Late]));
+    let dead = log.all(&config.topics.dead_letter);
+    assert_eq!(dead.len(), sum(&[Fate::Quarantined, Fate::Rejected, Fate::DeadLettered]));
+    let merged: u64 = workers.iter().flat_map(|w| w.merges().values()).map(|m| m.merged().0).sum();
+    let expired: u64 = workers.iter().flat_map(|w| w.merges().values()).map(|m| m.expired().0).sum();
+    let ends = workers.iter().map(|w| w.clicks().len()).sum::<usize>();
+    assert_eq!((merged, expired), (expected.fates[&Fate::Published] - ends as u64, 0), "all but the open windows are merged");
+    let revenue: i64 = rows.values().filter(|r| r.window_kind == WindowKind::Region1m).map(|r| r.revenue_cents).sum();
+    assert_eq!(revenue, expected.cents[&Fate::Published], "the day's revenue is the sum over region_1m");
+}
+
+fn expected_mut(counts: &mut Counts, fate: Fate) -> &mut u64 {
+    &mut counts.records[Fate::ALL.iter().position(|f| *f == fate).unwrap()]
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+/// Events around a time that moves on: some out of order, some late, some far ahead, some twice, some broken.
+fn inputs(partitions: usize) -> impl Strategy<Value = Vec<Input>> {
+    let event = (0u8..100, 0usize..partitions, 0i64..40_000, 0u8..30, 0u8..6, any::<u16>());
+    prop::collection::vec(event, 1..160).prop_map(move |events| {
+        let mut now = T0 + 3_600_000;
+        let mut inputs: Vec<Input> = Vec::new();
+        for (kind, partition, gap, user, page, number) in events {
+            now += gap;
+            let mut event = click(&format!("u{user}"), &format!("/{page}"), ["norte", "sur", "este"][usize::from(page % 3)], now);
+            event.timestamp_ms -= i64::from(number % 25) * 1_000;
+            match kind {
+                0..50 => {}
+                50..65 => (event.event_type, event.cents) = ("purchase".into(), i64::from(number)),
+                65..70 => event.event_type = "add_to_cart".into(),
+                70..80 => event.timestamp_ms = now - i64::from(number) * 20,
+                80..84 => event.timestamp_ms = now + 300_000 + i64::from(number % 3) - 1,
+                84..86 => event.cents = 1,
+                86 => (event.event_type, event.cents) = ("purchase".into(), -5),
+                87 => event.region = None,
+                88 => event.region = Some("marte".into()),
+                89 => event.event_type = "scroll".into(),
+                90..96 => {
+                    let again = inputs.iter().rev().filter(|i| i.partition == partition).nth(usize::from(number % 8));
+                    if let Some(again) = again.cloned() {
+                        inputs.push(Input { appended_ms: now, ..again });
+                        continue;
+                    }
+                }
+                96..98 => {
+                    inputs.push(Input { partition, value: Bytes::from_static(b"{broken"), appended_ms: now });
+                    continue;
+                }
+                _ => event.user_id.clear(),
+            }
+            inputs.push(input(partition, &event, now));
+        }
+        with_end(inputs, partitions)
+    })
+}
+
+/// What is done to the workers while they work.
+#[derive(Debug, Clone)]
+enum Op {
+    /// A call happens, and neither it nor its repetitions are answered.
+    Doubt(u64),
+    Step(usize, u8),
+    Crash(usize),
+    Expel(usize),
+    Start(usize),
+    Compact,
+    Fail(u64, Fault),
+}
+
+fn ops(workers: usize) -> impl Strategy<Value = Vec<Op>> {
+    let worker = 0..workers;
+    let fault = prop::sample::select(vec![
+        Fault::Retryable,
+        Fault::UnknownBefore,
+        Fault::UnknownAfter,
+        Fault::CrashBefore,
+        Fault::CrashAfter,
+    ]);
+    let op = prop_oneof![
+        12 => (worker.clone(), 1u8..60).prop_map(|(w, n)| Op::Step(w, n)),
+        2 => worker.clone().prop_map(Op::Crash),
+        2 => worker.clone().prop_map(Op::Expel),
+        2 => worker.prop_map(Op::Start),
+        1 => Just(Op::Compact),
+        6 => (0u64..12, fault).prop_map(|(n, f)| Op::Fail(n, f)),
+        3 => (0u64..8).prop_map(Op::Doubt),
+    ];
+    prop::collection::vec(op, 0..40)
+}
+
+fn doubt(log: &MemoryLog, ordinal: u64, config: &StreamConfig) {
+    log.fail(ordinal, Fault::UnknownAfter);
+    (1..=u64::from(config.retries_max)).for_each(|n| log.fail(ordinal + n, Fault::UnknownBefore));
+}
+
+/// Runs the operations, then heals and drains. A worker that stops with an error is replaced by a new one.
+async fn survive(log: &MemoryLog, config: &StreamConfig, count: usize, ops: &[Op]) -> Vec<RealtimeMetrics> {
+    let mut workers: BTreeMap<usize, RealtimeMetrics> = BTreeMap::new();
+    workers.insert(0, open(log, config, 0).await);
+    for op in ops {
+        match op {
+            Op::Step(worker, steps) => {
+                for _ in 0..*steps {
+                    let Some(w) = workers.get_mut(worker) else { break };
+                    if w.step().await.is_err() {
+                        workers.remove(worker);
+                        log.expel(&format!("worker-{worker}"));
+                    }
+                }
+            }
+            Op::Crash(worker) => {
+                if workers.remove(worker).is_some() {
+                    log.expel(&format!("worker-{worker}"));
+                }
+            }
+            Op::Expel(worker) => log.expel(&format!("worker-{worker}")),
+            Op::Start(worker) => {
+                workers.insert(*worker, open(log, config, *worker).await);
+            }
+            Op::Compact => log.compact(),
+            Op::Fail(ordinal, fault) => log.fail(*ordinal, *fault),
+            Op::Doubt(ordinal) => doubt(log, *ordinal, config),
+        }
+    }
+    log.clear_faults();
+    for worker in 0..count {
+        if let Entry::Vacant(vacant) = workers.entry(worker) {
+            vacant.insert(open(log, config, worker).await);
+        }
+    }
+    // Failures of before may still be counted, and an expelled worker does not know it yet.
+    for _ in 0..20 {
+        for worker in 0..count {
+            if let Some(w) = workers.get_mut(&worker)
+                && w.step().await.is_err()
+            {
+                workers.insert(worker, open(log, config, worker).await);
+            }
+        }
+    }
+    let mut workers: Vec<_> = workers.into_values().collect();
+    drain(&mut workers).await;
+    workers
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_number_of_workers_agrees_with_the_naive_reader(inputs in inputs(5), workers in 1usize..=8, poll in 1usize..20) {
+        run(async {
+            let config = config();
+            let expected = naive(&inputs, 5, &config);
+            let log = log_with(5, poll, &inputs).await;
+            let workers = survive(&log, &config, workers, &[]).await;
+            check(&log, &workers, &expected, &config);
+        });
+    }
+
+    #[test]
+    fn crashes_faults_and_rebalances_change_nothing(
+        inputs in inputs(3), ops in ops(3), poll in 1usize..20, commit_records in 1usize..60,
+    ) {
+        run(async {
+            let config = StreamConfig { commit_records_max: commit_records, ..config() };
+            let expected = naive(&inputs, 3, &config);
+            let log = log_with(3, poll, &inputs).await;
+            let workers = survive(&log, &config, 3, &ops).await;
+            check(&log, &workers, &expected, &config);
+        });
+    }
+
+    #[test]
+    fn restored_state_is_the_state(inputs in inputs(2), steps in 1usize..80, compact in any::<bool>()) {
+        run(async {
+            let config = StreamConfig { commit_records_max: 5, ..config() };
+            let log = log_with(2, 3, &inputs).await;
+            let mut worker = open(&log, &config, 0).await;
+            for _ in 0..steps {
+                worker.step().await.unwrap();
+            }
+            if compact { log.compact() }
+            worker.close().await.unwrap();
+            let mut again = open(&log, &config, 0).await;
+            while again.clicks().len() < 2 || again.merges().len() < 2 {
+                again.step().await.unwrap();
+            }
+            prop_assert_eq!(snapshots(&mut worker, &config), snapshots(&mut again, &config));
+            Ok(())
+        })?;
+    }
+
+    #[test]
+    fn any_order_within_the_lateness_gives_the_same_windows(
+        users in prop::collection::vec((0u8..20, 0u8..4, 0i64..240_000), 1..80), seed in any::<u64>(),
+    ) {
+        // All events are within four minutes, so none can be later than the allowed five.
+        let mut events: Vec<Input> = users
+            .iter()
+            .enumerate()
+            .map(|(n, (user, page, at))| {
+                let mut event = click(&format!("u{user}"), &format!("/{page}"), "sur", T0 + at);
+                (event.event_type, event.cents) = ("purchase".into(), n as i64);
+                input(n % 2, &event, T0 + 240_000)
+            })
+            .collect();
+        let forward = run(windows_of(&events));
+        let mut state = seed | 1;
+        for i in (1..events.len()).rev() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            events.swap(i, (state >> 33) as usize % (i + 1));
+        }
+        prop_assert_eq!(forward, run(windows_of(&events)));
+    }
+}
+
+async fn windows_of(events: &[Input]) -> Vec<MetricRow> {
+    let config = config();
+    let log = log_with(2, 7, &with_end(events.to_vec(), 2)).await;
+    survive(&log, &config, 1, &[]).await;
+    newest_rows(&log, &config).into_values().map(|row| MetricRow { revision: 0, ..row }).collect()
+}
+
+fn snapshots(worker: &mut RealtimeMetrics, config: &StreamConfig) -> Vec<String> {
+    worker.snapshots(config)
+}
+
+#[test]
+fn a_late_event_reopens_its_windows_once_and_a_later_one_does_not() {
+    run(async {
+        let config = config();
+        let minute = 60_000;
+        let inputs =
+            [input(0, &click("a", "/", "sur", T0 + 10), T0), input(0, &click("b", "/", "sur", T0 + 5 * minute), T0 + 5 * minute)];
+        let log = log_with(1, 10, &inputs).await;
+        let mut workers = vec![open(&log, &config, 0).await];
+        drain(&mut workers).await;
+        let row = |kind| newest_rows(&log, &config)[&(kind, T0, "sur".to_owned(), None)].clone();
+        assert_eq!((row(WindowKind::Region1m).clicks, row(WindowKind::Region1m).revision), (1, 0));
+
+        // Within the lateness: the watermark stands at 4:30, the pane ends at 1:00.
+        append(&log, &input(0, &click("c", "/", "sur", T0 + 20), T0 + 5 * minute));
+        drain(&mut workers).await;
+        assert_eq!((row(WindowKind::Region1m).clicks, row(WindowKind::Region1m).revision), (2, 1));
+        assert_eq!(row(WindowKind::Region1m).unique_users, 2);
+
+        // The watermark moves to 6:00, exactly pane end + lateness: too late now.
+        append(&log, &input(0, &click("d", "/", "sur", T0 + 6 * minute + 30_000), T0 + 6 * minute));
+        append(&log, &input(0, &click("e", "/", "sur", T0 + 30), T0 + 6 * minute));
+        drain(&mut workers).await;
+        assert_eq!((row(WindowKind::Region1m).clicks, row(WindowKind::Region1m).revision), (2, 1));
+        let late = log.all(&config.topics.late);
+        assert_eq!(late.len(), 1);
+        assert!(late[0].headers.contains(&("simulacro.reason".into(), Bytes::from_static(b"timestamp.late"))));
+        // The sliding window from 0:00 to 5:00 was closed by the same event, with both.
+        assert_eq!((row(WindowKind::Region5m).clicks, row(WindowKind::Region5m).revision), (2, 0));
+        assert_eq!(workers[0].clicks()[&0].counts().of(Fate::Late), 1);
+    });
+}
+
+#[test]
+fn a_silent_partition_holds_the_windows_until_it_is_idle_and_then_follows() {
+    run(async {
+        let config = config();
+        let minute = 60_000;
+        let inputs =
+            [input(0, &click("a", "/", "sur", T0), T0), input(0, &click("b", "/", "sur", T0 + 3 * minute), T0 + 3 * minute)];
+        let log = log_with(2, 10, &inputs).await;
+        let mut worker = open(&log, &config, 0).await;
+        let started = log.env.0.load(std::sync::atomic::Ordering::SeqCst);
+        let now = || log.env.0.load(std::sync::atomic::Ordering::SeqCst) - started;
+        while now() < 30_000 {
+            worker.step().await.unwrap();
+        }
+        // Partition 0 is busy, so it is not idle when partition 1 is.
+        append(&log, &input(0, &click("b", "/", "sur", T0 + 3 * minute + 1), T0 + 3 * minute));
+        while now() < 55_000 {
+            worker.step().await.unwrap();
+        }
+        assert!(log.all(&config.topics.metrics).is_empty(), "partition 1 may still have something");
+        while now() < 75_000 {
+            worker.step().await.unwrap();
+        }
+        let rows = newest_rows(&log, &config);
+        assert_eq!(rows[&(WindowKind::Region1m, T0, "sur".into(), None)].clicks, 1);
+        assert_eq!(worker.clicks()[&1].watermark(), Some(T0 + 2 * minute), "it promised what it let pass");
+        // Now all are idle: the watermark holds, and an event of partition 1 behind its promise is judged by it.
+        append(&log, &input(1, &click("c", "/", "sur", T0 + 30_000), T0 + 3 * minute));
+        append(&log, &input(1, &click("d", "/", "sur", T0 - 4 * minute), T0 + 3 * minute));
+        let mut workers = vec![worker];
+        drain(&mut workers).await;
+        let rows = newest_rows(&log, &config);
+        let row = &rows[&(WindowKind::Region1m, T0, "sur".into(), None)];
+        assert_eq!((row.clicks, row.revision), (2, 1));
+        assert_eq!(workers[0].clicks()[&1].counts().of(Fate::Late), 1);
+    });
+}
+
+#[test]
+fn a_partition_whose_worker_is_dead_is_not_idle() {
+    run(async {
+        let config = config();
+        let minute = 60_000;
+        let log = log_with(2, 10, &[input(1, &click("z", "/", "sur", T0), T0)]).await;
+        let mut workers = vec![open(&log, &config, 0).await, open(&log, &config, 1).await];
+        drain(&mut workers).await;
+        // Worker 1 hangs: it keeps its partitions and does not read.
+        let hanging = usize::from(workers[1].clicks().contains_key(&1));
+        for n in 0..10 {
+            for partition in 0..2 {
+                append(&log, &input(partition, &click(&format!("u{n}"), "/", "sur", T0 + n * minute), T0 + n * minute));
+            }
+        }
+        for _ in 0..2_000 {
+            workers[1 - hanging].step().await.unwrap();
+        }
+        assert!(log.all(&config.topics.metrics).is_empty(), "ten minutes of the other partition close nothing");
+        drain(&mut workers).await;
+        let rows = newest_rows(&log, &config);
+        assert_eq!(rows[&(WindowKind::Region1m, T0 + minute, "sur".into(), None)].clicks, 2);
+    });
+}
+
+#[test]
+fn a_second_worker_of_the_same_name_fences_the_first() {
+    run(async {
+        let config = config();
+        let inputs = [input(0, &click("a", "/", "sur", T0), T0)];
+        let log = log_with(1, 10, &inputs).await;
+        let mut first = open(&log, &config, 0).await;
+        while first.clicks().values().all(|t| t.next_offset() == 0) {
+            first.step().await.unwrap();
+        }
+        let second = open(&log, &config, 0).await;
+        let error = first.close().await.unwrap_err();
+        assert_eq!(error.code.as_deref(), Some("INVALID_PRODUCER_EPOCH"));
+        let mut workers = vec![second];
+        drain(&mut workers).await;
+        assert_eq!(workers[0].clicks()[&0].counts().read, 1);
+    });
+}
+
+#[test]
+fn state_that_was_lost_stops_the_worker_instead_of_losing_counts() {
+    run(async {
+        let config = config();
+        let inputs = [input(0, &click("a", "/", "sur", T0), T0)];
+        let log = log_with(1, 10, &inputs).await;
+        let mut workers = vec![open(&log, &config, 0).await];
+        drain(&mut workers).await;
+        workers[0].close().await.unwrap();
+        let other = StreamConfig {
+            topics: super::config::Topics { changelog: "another".into(), ..config.topics.clone() },
+            ..config.clone()
+        };
+        let mut worker = open(&log, &other, 0).await;
+        let error = worker.step().await.unwrap_err();
+        assert_eq!(error.code.as_deref(), Some("STATE_MISSING"));
+        let adopting = StreamConfig { adopt_offsets_without_state: true, ..other };
+        let mut worker = open(&log, &adopting, 0).await;
+        worker.step().await.unwrap();
+        assert_eq!(worker.clicks()[&0].next_offset(), 1);
+    });
+}
+
+#[test]
+fn an_offset_that_is_not_the_states_stops_the_worker() {
+    run(async {
+        let config = config();
+        let inputs = [input(0, &click("a", "/", "sur", T0), T0)];
+        let log = log_with(1, 10, &inputs).await;
+        let mut workers = vec![open(&log, &config, 0).await];
+        drain(&mut workers).await;
+        workers[0].close().await.unwrap();
+        log.set_committed(&config.group, TopicPartition { topic: CLICKS.into(), partition: 0 }, 7);
+        let mut worker = open(&log, &config, 0).await;
+        let error = worker.step().await.unwrap_err();
+        assert_eq!(error.code.as_deref(), Some("STATE_MISMATCH"));
+        assert_eq!(error.to_string(), "restore ecommerce.clicks-0: committed offset 7, state 1 [STATE_MISMATCH]");
+    });
+}
+
+#[test]
+fn after_a_commit_nobody_answered_the_committed_offsets_decide() {
+    for landed in [true, false] {
+        run(async {
+            let config = config();
+            let log = log_with(1, 10, &[input(0, &click("a", "/", "sur", T0), T0)]).await;
+            let mut worker = open(&log, &config, 0).await;
+            while worker.clicks().values().all(|t| t.next_offset() == 0) {
+                worker.step().await.unwrap();
+            }
+            // Begin, send and offsets go well; the commit is called six times without an answer.
+            doubt(&log, 3, &config);
+            if !landed {
+                log.fail(3, Fault::UnknownBefore);
+            }
+            let mut committed = false;
+            while log.calls() < 9 {
+                committed |= worker.step().await.unwrap().committed;
+            }
+            assert_eq!(committed, landed);
+            assert_eq!(worker.clicks()[&0].counts().read, u64::from(landed));
+            let mut workers = vec![worker];
+            drain(&mut workers).await;
+            assert_eq!(workers[0].clicks()[&0].counts().read, 1);
+            assert_eq!(workers[0].clicks()[&0].counts().of(Fate::Published), 1);
+        });
+    }
+}
+
+#[test]
+fn when_even_the_committed_offsets_do_not_tell_state_is_read_again() {
+    run(async {
+        let config = config();
+        let log = log_with(1, 10, &[input(0, &click("a", "/", "sur", T0), T0)]).await;
+        let mut worker = open(&log, &config, 0).await;
+        while worker.clicks().values().all(|t| t.next_offset() == 0) {
+            worker.step().await.unwrap();
+        }
+        // Somebody else's offset, without the state that belongs to it: neither ours nor the one before.
+        log.set_committed(&config.group, TopicPartition { topic: CLICKS.into(), partition: 0 }, 99);
+        doubt(&log, 3, &config);
+        log.fail(3, Fault::UnknownBefore);
+        let error = loop {
+            if let Err(error) = worker.step().await {
+                break error;
+            }
+        };
+        assert_eq!(error.code.as_deref(), Some("STATE_MISSING"));
+    });
+}
+
+#[test]
+fn what_is_revoked_is_committed_before() {
+    run(async {
+        let config = StreamConfig { commit_interval: Duration::from_secs(86_400), ..config() };
+        let inputs: Vec<Input> = (0..2).map(|p| input(p, &click("a", "/", "sur", T0), T0)).collect();
+        let log = log_with(2, 10, &inputs).await;
+        let mut first = open(&log, &config, 0).await;
+        for _ in 0..20 {
+            first.step().await.unwrap();
+        }
+        assert!(log.committed(&config.group, CLICKS).await.unwrap().is_empty());
+        let _second = open(&log, &config, 1).await;
+        first.step().await.unwrap();
+        assert_eq!(log.committed(&config.group, CLICKS).await.unwrap(), BTreeMap::from([(0, 1), (1, 1)]));
+    });
+}
+
+#[test]
+fn only_the_broker_says_that_a_partition_is_read_to_its_end() {
+    run(async {
+        let config = config();
+        let inputs: Vec<Input> = (0..2).map(|p| input(p, &click("a", "/", "sur", T0), T0)).collect();
+        let log = log_with(2, 1, &inputs).await;
+        let mut workers = vec![open(&log, &config, 0).await];
+        drain(&mut workers).await;
+        let worker = &mut workers[0];
+        for n in 1..4 {
+            for partition in 0..2 {
+                append(&log, &input(partition, &click("a", "/", "sur", T0 + n), T0));
+            }
+        }
+        // Both were read to their end a minute ago; there is something now, of which one poll brings one record.
+        log.env.0.fetch_add(61_000, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(worker.step().await.unwrap().records, 1);
+        assert!(worker.idle().is_empty());
+    });
+}
+
+#[test]
+fn a_record_that_is_delivered_again_changes_nothing() {
+    run(async {
+        let config = config();
+        let mut task = ClickTask::new(0, 0);
+        let record = |offset: i64| LogRecord {
+            offset,
+            appended_ms: T0,
+            key: None,
+            value: Some(serde_json::to_vec(&click("a", "/", "sur", T0 + offset)).unwrap().into()),
+            headers: vec![],
+        };
+        let records: Vec<_> = (0..6).map(record).collect();
+        for (from, to) in [(0, 4), (0, 4), (2, 6), (5, 6)] {
+            let decoded = JsonClicks.decode(&records[from..to]).await.unwrap();
+            task.process(&records[from..to], to as i64, &decoded, &config).unwrap();
+        }
+        let _ = task.prepare(false, &config);
+        let added = task.commit(&config);
+        assert_eq!((added.read, added.of(Fate::Published), task.next_offset()), (6, 6, 6));
+    });
+}
+
+#[test]
+fn a_decoder_that_forgets_a_record_is_found_out() {
+    run(async {
+        let config = config();
+        let record = LogRecord { offset: 0, appended_ms: T0, key: None, value: None, headers: vec![] };
+        let mut decoded = JsonClicks.decode(std::slice::from_ref(&record)).await.unwrap();
+        decoded.undecodable.clear();
+        let error = ClickTask::new(0, 0).process(&[record], 1, &decoded, &config).unwrap_err();
+        assert!(error.to_string().contains("record 0 of 1"), "{error}");
+    });
+}
+
+#[test]
+fn a_dead_letter_that_would_be_too_large_says_where_it_stands() {
+    run(async {
+        let config = config();
+        let large = Bytes::from(vec![b'x'; config.record_bytes_max]);
+        let log = log_with(1, 10, &[Input { partition: 0, value: large, appended_ms: T0 }]).await;
+        let mut workers = vec![open(&log, &config, 0).await];
+        drain(&mut workers).await;
+        let letter = log.all(&config.topics.dead_letter).remove(0);
+        let header = |name: &str| letter.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+        assert_eq!(letter.value, Some(Bytes::new()));
+        assert_eq!(header("simulacro.value_bytes"), Some("32768".into()));
+        assert_eq!(header("simulacro.reason"), Some("undecodable: not JSON".into()));
+        assert_eq!((header("simulacro.topic"), header("simulacro.offset")), (Some(CLICKS.into()), Some("0".into())));
+    });
+}
+
+#[test]
+fn a_damaged_changelog_is_an_error_with_its_place() {
+    run(async {
+        let config = config();
+        let inputs = [input(0, &click("a", "/", "sur", T0), T0)];
+        let log = log_with(1, 10, &inputs).await;
+        let mut workers = vec![open(&log, &config, 0).await];
+        drain(&mut workers).await;
+        workers[0].close().await.unwrap();
+        log.append(&config.topics.changelog, 0, "\0", Some(Bytes::from_static(b"S\x01\x01nonsense")), T0);
+        let mut worker = open(&log, &config, 0).await;
+        let error = worker.step().await.unwrap_err();
+        assert_eq!(error.code.as_deref(), Some("CHANGELOG_DAMAGED"));
+        assert!(error.to_string().contains("realtime_metrics.changelog-0"), "{error}");
+    });
+}
+
+#[test]
+fn a_partition_far_ahead_waits_for_the_others() {
+    run(async {
+        let config = StreamConfig { ahead_max: Duration::from_secs(600), ..config() };
+        let minute = 60_000;
+        let fast = |n: i64| input(0, &click(&format!("u{n}"), "/", "sur", T0 + n * minute), T0 + n * minute);
+        let mut inputs: Vec<Input> = (0..600).map(fast).collect();
+        // Partition 1 has a beginning and then a lot that is in the middle of being read.
+        inputs.extend((0..600).map(|n| Input { partition: 1, ..fast(n) }));
+        let log = log_with(2, 2, &inputs).await;
+        let mut workers = vec![open(&log, &config, 0).await, open(&log, &config, 1).await];
+        for _ in 0..20 {
+            workers[1].step().await.unwrap();
+            workers[0].step().await.unwrap();
+        }
+        let fast = usize::from(workers[1].clicks().contains_key(&0));
+        for _ in 0..3_000 {
+            workers[fast].step().await.unwrap();
+        }
+        let ahead = workers[fast].clicks().values().next().unwrap().watermark().unwrap();
+        let behind = workers[1 - fast].clicks().values().next().unwrap().watermark().unwrap();
+        assert!(ahead - behind < 60 * minute, "{} minutes ahead", (ahead - behind) / minute);
+        let inputs = with_end(vec![], 2);
+        inputs.iter().for_each(|i| append(&log, i));
+        drain(&mut workers).await;
+        let rows = newest_rows(&log, &config);
+        let sum: u64 = rows.values().filter(|r| r.window_kind == WindowKind::Region1m).map(|r| r.clicks).sum();
+        assert_eq!(sum, 1_200);
+    });
+}
+
+#[test]
+fn windows_can_be_reconfigured_without_losing_state() {
+    run(async {
+        let config = config();
+        let minute = 60_000;
+        let event = |n: i64| input(0, &click(&format!("u{n}"), "/", "norte", T0 + n * minute), T0 + n * minute);
+        let log = log_with(1, 10, &(0..6).map(event).collect::<Vec<_>>()).await;
+        let mut workers = vec![open(&log, &config, 0).await];
+        drain(&mut workers).await;
+        workers[0].close().await.unwrap();
+        let config = StreamConfig { sliding_window: Duration::from_secs(120), slide: Duration::from_secs(120), ..config };
+        let mut workers = vec![open(&log, &config, 0).await];
+        (6..12).map(event).for_each(|i| append(&log, &i));
+        drain(&mut workers).await;
+        let rows = newest_rows(&log, &config);
+        let row = &rows[&(WindowKind::Region5m, T0 + 8 * minute, "norte".into(), None)];
+        assert_eq!((row.clicks, row.window_end_ms - row.window_start_ms), (2, 2 * minute));
+        let sum: u64 = rows.values().filter(|r| r.window_kind == WindowKind::Region1m).map(|r| r.clicks).sum();
+        assert_eq!(sum, 10, "minutes 0 to 9 are closed, each with its click");
+    });
+}
+
+#[test]
+fn more_pages_than_allowed_keep_the_region_right() {
+    run(async {
+        let config = StreamConfig { pane_keys_max: 3, ..config() };
+        let events: Vec<Input> =
+            (0..10).map(|n| input(0, &click(&format!("u{n}"), &format!("/{n}"), "sur", T0 + n), T0)).collect();
+        let log = log_with(1, 10, &with_end(events, 1)).await;
+        survive(&log, &config, 1, &[]).await;
+        let rows = newest_rows(&log, &config);
+        assert_eq!(rows[&(WindowKind::Region1m, T0, "sur".into(), None)].clicks, 10);
+        let pages: Vec<_> = rows.values().filter(|r| r.window_kind == WindowKind::Page1m).collect();
+        assert_eq!(pages.len(), 4);
+        assert_eq!(pages.iter().map(|r| r.clicks).sum::<u64>(), 10);
+        assert_eq!(pages.iter().find(|r| r.page.as_deref() == Some(super::pane::OTHER_PAGES)).unwrap().clicks, 7);
+    });
+}
+
+#[test]
+fn state_is_bounded_by_window_and_lateness() {
+    run(async {
+        let config = config();
+        let minute = 60_000;
+        let events: Vec<Input> =
+            (0..500).map(|n| input(0, &click(&format!("u{n}"), "/", "sur", T0 + n * minute), T0 + n * minute)).collect();
+        let log = log_with(1, 1, &events).await;
+        let mut worker = open(&log, &config, 0).await;
+        let mut most = 0;
+        for _ in 0..6_000 {
+            worker.step().await.unwrap();
+            most = most.max(worker.merges().values().map(|m| m.panes()).max().unwrap_or(0));
+        }
+        assert!(most > 5 && most <= 10 + 30 + 2, "{most} panes: window, lateness and what may be ahead");
+        log.compact();
+        let live = log.all(&config.topics.changelog).len();
+        assert!(live < 60, "{live} live records in the changelog");
+    });
+}
+
+#[test]
+fn a_worker_can_run_on_any_thread() {
+    fn is_send<T: Send>(value: T) -> T {
+        value
+    }
+    run(async {
+        let log = log_with(1, 10, &[]).await;
+        let mut worker = is_send(open(&log, &config(), 0).await);
+        let mut turns = 0;
+        let stop = move || {
+            turns += 1;
+            turns > 10
+        };
+        is_send(worker.run(stop)).await.unwrap();
+    });
+}
