@@ -3,11 +3,15 @@
 mod csv_source;
 mod ledger;
 mod metrics;
+mod postgres;
+mod postgres_source;
 mod system;
 
 pub use csv_source::CsvSource;
 pub use ledger::SqliteLedger;
 pub use metrics::PrometheusMetrics;
+pub use postgres::{PostgresServer, disposition};
+pub use postgres_source::{NaiveTimestamps, PostgresSource, PostgresSourceConfig};
 pub use system::{FileHistory, LogNotifier, SystemEnv};
 
 use std::{path::Path, sync::Arc};
