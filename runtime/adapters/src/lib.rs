@@ -4,14 +4,18 @@ mod csv_source;
 mod ledger;
 mod metrics;
 mod postgres;
+mod postgres_ledger;
 mod postgres_source;
+mod postgres_warehouse;
 mod system;
 
 pub use csv_source::CsvSource;
 pub use ledger::SqliteLedger;
 pub use metrics::PrometheusMetrics;
 pub use postgres::{PostgresServer, disposition};
+pub use postgres_ledger::PostgresLedger;
 pub use postgres_source::{NaiveTimestamps, PostgresSource, PostgresSourceConfig};
+pub use postgres_warehouse::PostgresWarehouse;
 pub use system::{FileHistory, LogNotifier, SystemEnv};
 
 use std::{path::Path, sync::Arc};
