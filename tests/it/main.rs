@@ -2,6 +2,11 @@
 //!
 //! The whole of a few real days, embedded, against a naive computation from the same purchases.
 
+mod conformance;
+mod embedded;
+mod postgres;
+mod services;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use simulacro_adapters::{CsvSource, PrometheusMetrics, connect_embedded};
