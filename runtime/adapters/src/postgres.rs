@@ -117,9 +117,9 @@ pub(crate) fn quote(name: &str) -> Result<String> {
     Ok(format!("\"{}\"", name.replace('"', "\"\"")))
 }
 
-/// Waits for the server until `bound` and the grace are over.
+/// Waits for the server until `bound` is over.
 pub(crate) async fn within<T>(bound: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    match tokio::time::timeout(bound + GRACE, work).await {
+    match tokio::time::timeout(bound, work).await {
         Ok(result) => result,
         Err(_) => Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the server did not answer"))),
     }
@@ -141,6 +141,11 @@ impl PostgresServer {
             lock_timeout: Duration::from_secs(30),
             statement_timeout: Duration::from_secs(600),
         })
+    }
+
+    /// Longest wait for an answer to a statement: the server's own timeout comes first, unless it has gone silent.
+    pub(crate) fn patience(&self) -> Duration {
+        self.statement_timeout + GRACE
     }
 
     /// Host, port and database, for people.
@@ -181,7 +186,7 @@ impl PostgresServer {
     /// Runs statements of our own making.
     pub(crate) async fn run(&self, connection: &mut PgConnection, sql: impl Into<String>) -> sqlx::Result<u64> {
         let work = sqlx::raw_sql(AssertSqlSafe(sql.into())).execute(connection);
-        within(self.statement_timeout, work).await.map(|done| done.rows_affected())
+        within(self.patience(), work).await.map(|done| done.rows_affected())
     }
 
     /// Runs a statement of our own making with values beside it, never in it, and returns its rows.
@@ -199,7 +204,7 @@ impl PostgresServer {
                 Value::Integer(number) => query.bind(*number),
             };
         }
-        within(self.statement_timeout, query.fetch_all(connection)).await
+        within(self.patience(), query.fetch_all(connection)).await
     }
 
     /// Ends a session in good order. That it failed to end changes nothing for the caller.

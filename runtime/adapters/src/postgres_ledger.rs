@@ -198,7 +198,10 @@ impl RunLedger for PostgresLedger {
                 sessions.get(&run.pipeline).is_some_and(|(_, fecha, epoch)| (*fecha, *epoch) == (run.fecha, run.epoch));
             if is_present { sessions.remove(&run.pipeline) } else { None }
         };
-        if let Some((session, _, _)) = session {
+        if let Some((mut session, _, _)) = session {
+            // Asked for and answered: the server would notice the end of the session only a moment later. A session
+            // that was lost has lost its lock too.
+            let _ = self.server.run(&mut session, "SELECT pg_advisory_unlock_all()").await;
             self.server.close(session).await;
         }
         Ok(())

@@ -174,7 +174,7 @@ impl Worker {
 
     /// Copies one range; says whether somebody still listens.
     async fn copy(&mut self, statement: &str) -> Result<bool, Sent> {
-        let bound = self.server.statement_timeout;
+        let bound = self.server.patience();
         let failed = |e: sqlx::Error| Sent::Failed(classify(self.what.clone(), e));
         let mut decoder = CopyDecoder::new(self.columns.clone(), self.limits).map_err(Sent::Damaged)?;
         let mut rows = within(bound, self.connection.copy_out_raw(statement)).await.map_err(failed)?;

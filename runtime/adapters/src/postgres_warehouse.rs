@@ -190,7 +190,7 @@ impl PostgresWarehouse {
 
     /// Copies the rows into the table.
     async fn copy(&self, connection: &mut PgConnection, what: &str, table: &str, batches: &[RecordBatch]) -> Result<()> {
-        let bound = self.server.statement_timeout;
+        let bound = self.server.patience();
         let failed = |e: sqlx::Error| classify(what, e);
         let Some(first) = batches.first() else { return Ok(()) };
         let schema = first.schema();
@@ -306,7 +306,7 @@ impl Warehouse for PostgresWarehouse {
     /// Numbers without declared digits (sums, averages) come as `decimal(38, s)`, where `s` is the most digits after
     /// the point that a value of the column has. Exactly one batch comes back when there are no rows.
     async fn query(&self, sql: &str, tables: &[&str]) -> Result<Vec<RecordBatch>> {
-        let bound = self.server.statement_timeout;
+        let bound = self.server.patience();
         let what = format!("query {}", sql.chars().take(120).collect::<String>());
         let failed = |e: sqlx::Error| classify(what.clone(), e);
         let mut connection = self.server.connect().await?;
