@@ -1,4 +1,5 @@
 //! The embedded adapters are held to the promises of their ports.
+#![expect(clippy::disallowed_methods, reason = "a test prepares the files of an adapter")]
 
 use std::sync::Arc;
 

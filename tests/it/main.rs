@@ -5,6 +5,7 @@
 mod conformance;
 mod embedded;
 mod postgres;
+mod s3;
 mod services;
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -2,6 +2,7 @@
 //!
 //! The suite gets a function that opens the same ledger as another process would; dropping what it returned is the
 //! death of that process.
+#![expect(clippy::disallowed_methods, reason = "a test waits for a real server")]
 
 use std::future::Future;
 

@@ -2,6 +2,7 @@
 //! is a failure where `CI=true`.
 
 pub mod postgres;
+pub mod s3;
 
 /// Says loudly that a test did not run.
 ///

@@ -3,6 +3,7 @@
 //! `SIMULACRO_POSTGRES` is the URL of a server on which the tests may create schemas and roles. Without it, the newest
 //! native server is started in a temporary folder, on loopback, as a user other than root. It ends with the process
 //! that started it, however that ends: a shell beside it waits for the end of its standard input.
+#![expect(clippy::disallowed_methods, reason = "a test starts a real server")]
 
 use std::{
     fs,
@@ -106,8 +107,9 @@ impl Postgres {
             .username("postgres")
             .password(PASSWORD)
             .database("postgres");
-        ready(&options, &dir.join("log")).await;
-        Some(Self { options, shell: Some(shell) })
+        let postgres = Self { options, shell: Some(shell) };
+        ready(&postgres.options, &dir.join("log")).await;
+        Some(postgres)
     }
 
     /// The one server that most tests share; `None`, after a loud skip, when there is none.
