@@ -11,7 +11,13 @@ use std::{
     time::Duration,
 };
 
-use arrow::array::{ArrayRef, AsArray, Date32Array, RecordBatch, StringArray};
+use arrow::{
+    array::{
+        ArrayRef, AsArray, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int16Array, Int32Array, Int64Array,
+        RecordBatch, StringArray, TimestampMicrosecondArray,
+    },
+    compute::concat_batches,
+};
 use chrono::NaiveDate;
 use futures::{StreamExt, TryStreamExt};
 use simulacro_adapters::{
@@ -153,6 +159,113 @@ async fn three_days_of_real_purchases_equal_the_file() {
         assert_eq!(got, want);
     }
     println!("{rows} rows of three days are equal");
+}
+
+/// Numbers that look random and are the same in each run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        // SplitMix64.
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Evenly from the range, and now and then an end of it.
+    fn within(&mut self, least: i128, most: i128) -> i128 {
+        let wide = i128::from(self.next()) << 64 | i128::from(self.next());
+        match self.next() % 16 {
+            0 => least,
+            1 => most,
+            2 => 0_i128.clamp(least, most),
+            // Small numbers are as common as large ones.
+            n => (wide >> (n * 8).min(120)).rem_euclid(most.saturating_sub(least).saturating_add(1)).saturating_add(least),
+        }
+    }
+
+    /// A value, or null one time in eight.
+    fn maybe<T>(&mut self, value: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        if self.next().is_multiple_of(8) { None } else { Some(value(self)) }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_of_every_type_go_to_the_server_and_come_back() {
+    let Some(postgres) = Postgres::shared().await else { return };
+    let server = postgres.server("tipos").await;
+    let mut numbers = Numbers(1_997);
+    let rows = 3_000;
+    let bound = 10_i128.pow(38) - 1;
+    let mut texts_sent = Vec::new();
+    for _ in 0..rows {
+        texts_sent.push(numbers.maybe(|n| {
+            let length = n.next() % 20;
+            (0..length)
+                .map(|_| char::from_u32((n.next() % 0x3000) as u32).filter(|c| *c != '\0').unwrap_or('🦤'))
+                .collect::<String>()
+        }));
+    }
+    let mut column =
+        |least: i128, most: i128| -> Vec<Option<i128>> { (0..rows).map(|_| numbers.maybe(|n| n.within(least, most))).collect() };
+    let int = |values: Vec<Option<i128>>| values.into_iter().map(|v| v.map(|v| v as i64));
+    let decimal = |values: Vec<Option<i128>>, precision, scale| {
+        Arc::new(Decimal128Array::from(values).with_precision_and_scale(precision, scale).expect("in range")) as ArrayRef
+    };
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("fecha", Arc::new(Date32Array::from(vec![9_862; rows]))),
+        ("n", Arc::new(Int32Array::from_iter_values(0..rows as i32))),
+        ("texto", Arc::new(StringArray::from(texts_sent))),
+        ("pequeno", Arc::new(int(column(i16::MIN.into(), i16::MAX.into())).map(|v| v.map(|v| v as i16)).collect::<Int16Array>())),
+        ("grande", Arc::new(int(column(i64::MIN.into(), i64::MAX.into())).collect::<Int64Array>())),
+        ("activo", Arc::new(int(column(0, 1)).map(|v| v.map(|v| v == 1)).collect::<BooleanArray>())),
+        (
+            "tasa",
+            Arc::new(int(column(i64::MIN.into(), i64::MAX.into())).map(|v| v.map(|v| v as f64 / 3e5)).collect::<Float64Array>()),
+        ),
+        ("monto", decimal(column(-9_999_999_999, 9_999_999_999), 10, 2)),
+        ("enorme", decimal(column(-bound, bound), 38, 6)),
+        ("fraccion", decimal(column(-bound, bound), 38, 37)),
+        ("entero", decimal(column(-bound, bound), 38, 0)),
+        // 4713 BC to 9999, in days and in microseconds.
+        ("dia", Arc::new(int(column(-2_440_588, 2_932_896)).map(|v| v.map(|v| v as i32)).collect::<Date32Array>())),
+        (
+            "momento",
+            Arc::new(
+                int(column(-210_866_803_200_000_000, 253_402_300_799_999_999))
+                    .collect::<TimestampMicrosecondArray>()
+                    .with_timezone("UTC"),
+            ),
+        ),
+    ];
+    let sent = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, c)| (n, c, true))).expect("a batch");
+    let warehouse = PostgresWarehouse::open(server.clone(), 1 << 24).await.expect("the warehouse opens");
+    warehouse.load_day("todos", day("1997-01-01"), 1, vec![sent.clone()]).await.expect("loaded");
+
+    let source = source(&server);
+    let asked = source.columns("todos").await.expect("the table is there");
+    let got = read(&source, "todos", "1997-01-01", &asked).await.expect("the day is read");
+    assert!(concat_batches(&sent.schema(), &got).expect("one schema") == sent, "the rows differ");
+
+    // What the server itself thinks that it has been given.
+    let sql = "SELECT texto, monto::text, enorme::text, fraccion::text, entero::text, \
+               CASE WHEN dia >= '0001-01-01' THEN to_char(dia, 'YYYY-MM-DD') END, \
+               CASE WHEN momento >= '0001-01-01Z' THEN to_char(momento AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') END, \
+               grande::text FROM todos ORDER BY n";
+    let theirs = texts(&warehouse.query(sql, &["todos"]).await.expect("read"));
+    let mut compared = 0;
+    for (theirs, ours) in theirs.into_iter().zip(texts(&[sent])) {
+        for (at, own) in [(0, 2), (1, 7), (2, 8), (3, 9), (4, 10), (5, 11), (6, 12), (7, 4)] {
+            // Years before 1 are written in another way, and are left out.
+            if theirs[at].is_some() || at < 5 {
+                assert_eq!(theirs[at], ours[own]);
+                compared += 1;
+            }
+        }
+    }
+    println!("{compared} values are equal to the server's own text");
 }
 
 /// A table of many rows of one day, among rows of another, some of which are dead.
