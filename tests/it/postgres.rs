@@ -354,6 +354,7 @@ async fn each_error_says_what_may_be_done() {
         .execute(
             "DO $$ BEGIN CREATE ROLE sin_permiso LOGIN PASSWORD 'x'; EXCEPTION WHEN duplicate_object THEN END $$; \
              DO $$ BEGIN CREATE ROLE caducado LOGIN PASSWORD 'x' VALID UNTIL '2020-01-01'; EXCEPTION WHEN duplicate_object THEN END $$; \
+             DO $$ BEGIN CREATE ROLE estrecho LOGIN PASSWORD 'x' CONNECTION LIMIT 0; EXCEPTION WHEN duplicate_object THEN END $$; \
              GRANT USAGE ON SCHEMA errores TO sin_permiso",
         )
         .await;
@@ -379,6 +380,9 @@ async fn each_error_says_what_may_be_done() {
         is(&error, "28P01", Disposition::Permanent);
         assert!(!error.chain().contains("equivocada"));
     }
+    // No free slot: worth another try, unlike all the others that are refused.
+    let full = with(&|o| o.username("estrecho").password("x"));
+    is(&full.ping().await.expect_err("no slot"), "53300", Disposition::Retryable);
     is(&with(&|o| o.database("ninguna")).ping().await.expect_err("no database"), "3D000", Disposition::Permanent);
 
     // A grant is missing: the columns can be seen, the rows cannot.
