@@ -21,7 +21,7 @@ use arrow::{
 use chrono::NaiveDate;
 use futures::{StreamExt, TryStreamExt};
 use simulacro_adapters::{
-    NaiveTimestamps, PostgresLedger, PostgresServer, PostgresSource, PostgresSourceConfig, PostgresWarehouse,
+    CopyReader, NaiveTimestamps, PostgresLedger, PostgresServer, PostgresSource, PostgresSourceConfig, PostgresWarehouse,
 };
 use simulacro_core::ports::{Column, Commit, Disposition, PortError, RunLedger, TableSource, Warehouse};
 use simulacro_lakehouse::copy::CopyLimits;
@@ -48,6 +48,7 @@ fn config(connections: usize, range_rows: usize) -> PostgresSourceConfig {
         connections: number(connections),
         range_rows: number(range_rows),
         queued_batches: number(8),
+        reader: CopyReader::InPlace,
         naive_timestamps: NaiveTimestamps::Utc,
         limits: CopyLimits::STANDARD,
     }
@@ -92,8 +93,11 @@ async fn a_source_keeps_its_promises() {
     let server = postgres.server("fuente").await;
     postgres.execute(&format!("CREATE TABLE fuente.ventas {VENTAS}")).await;
     postgres.copy_csv("fuente.ventas", conformance::table_source::VENTAS).await;
-    for (connections, range_rows) in [(1, 1_000), (3, 1)] {
-        conformance::table_source::check(&PostgresSource::new(server.clone(), config(connections, range_rows))).await;
+    for (reader, connections, range_rows) in
+        [(CopyReader::InPlace, 1, 1_000), (CopyReader::InPlace, 3, 1), (CopyReader::Driver, 1, 1_000), (CopyReader::Driver, 3, 1)]
+    {
+        let config = PostgresSourceConfig { reader, ..config(connections, range_rows) };
+        conformance::table_source::check(&PostgresSource::new(server.clone(), config)).await;
     }
     // A view, a partitioned table and a naive timestamp are read alike.
     postgres
@@ -293,8 +297,12 @@ async fn the_number_of_connections_changes_no_batch() {
     let Some(postgres) = Postgres::shared().await else { return };
     let server = many_rows(postgres, "muchas", 60_000).await;
     let mut seen = Vec::new();
-    for (connections, range_rows) in [(1, 1_000_000), (1, 3_000), (2, 10_000), (5, 1_000)] {
-        let source = PostgresSource::new(server.clone(), config(connections, range_rows));
+    let readers = [CopyReader::InPlace, CopyReader::Driver];
+    for (turn, (connections, range_rows)) in
+        [(1, 1_000_000), (1, 3_000), (2, 10_000), (5, 1_000), (5, 700)].into_iter().enumerate()
+    {
+        let config = PostgresSourceConfig { reader: readers[turn % 2], ..config(connections, range_rows) };
+        let source = PostgresSource::new(server.clone(), config);
         seen.push(read(&source, "ventas", "1997-01-01", &many_columns()).await.expect("the day is read"));
     }
     let sizes: Vec<usize> = seen[0].iter().map(RecordBatch::num_rows).collect();
@@ -390,6 +398,16 @@ async fn each_error_says_what_may_be_done() {
     assert_eq!(forbidden.columns("ventas").await.expect("the catalogue is public"), columns());
     let error = read(&forbidden, "ventas", "1997-01-01", &columns()).await.expect_err("no grant");
     is(&error, "42501", Disposition::Permanent);
+
+    // A password may hold anything.
+    postgres
+        .execute(
+            "DO $$ BEGIN CREATE ROLE raro LOGIN; EXCEPTION WHEN duplicate_object THEN END $$; \
+             ALTER ROLE raro PASSWORD 'p@ss:/?#%41 +ñ'; GRANT USAGE ON SCHEMA errores TO raro; GRANT SELECT ON errores.ventas TO raro",
+        )
+        .await;
+    let odd = with(&|o| o.username("raro").password("p@ss:/?#%41 +ñ"));
+    assert_eq!(read(&odd, "ventas", "1997-01-01", &columns()).await.expect("a grant").len(), 1);
 
     // A migration holds the table for longer than we wait.
     let good = source(&server);
@@ -654,8 +672,9 @@ async fn rows_per_second_of_a_day() {
         ))
         .await;
     postgres.execute("VACUUM ANALYZE medida.ventas").await;
-    for connections in [1, 2, 1, 2] {
-        let source = PostgresSource::new(server.clone(), config(connections, 65_536));
+    use CopyReader::{Driver, InPlace};
+    for (reader, connections) in [(InPlace, 1), (InPlace, 2), (Driver, 1), (Driver, 2), (InPlace, 1), (InPlace, 2)] {
+        let source = PostgresSource::new(server.clone(), PostgresSourceConfig { reader, ..config(connections, 65_536) });
         let (begun, cpu) = (std::time::Instant::now(), cpu_ticks());
         let mut read = source.read_day("ventas", day("1997-01-01"), &columns()).await.expect("the day is there");
         let counted = begun.elapsed();
@@ -666,7 +685,7 @@ async fn rows_per_second_of_a_day() {
         assert_eq!(seen, rows);
         let took = begun.elapsed();
         println!(
-            "{connections} connections: {rows} rows in {took:?} ({counted:?} to count), {:.0} rows/s, {} ns of client CPU each",
+            "{reader:?}, {connections} connections: {rows} rows in {took:?} ({counted:?} to count), {:.0} rows/s, {} ns of client CPU each",
             rows as f64 / took.as_secs_f64(),
             (cpu_ticks() - cpu) * 10_000_000 / rows as u64
         );

@@ -7,6 +7,7 @@ mod postgres;
 mod postgres_ledger;
 mod postgres_source;
 mod postgres_warehouse;
+mod postgres_wire;
 mod system;
 
 pub use csv_source::CsvSource;
@@ -14,7 +15,7 @@ pub use ledger::SqliteLedger;
 pub use metrics::PrometheusMetrics;
 pub use postgres::{PostgresServer, disposition};
 pub use postgres_ledger::PostgresLedger;
-pub use postgres_source::{NaiveTimestamps, PostgresSource, PostgresSourceConfig};
+pub use postgres_source::{CopyReader, NaiveTimestamps, PostgresSource, PostgresSourceConfig};
 pub use postgres_warehouse::PostgresWarehouse;
 pub use system::{FileHistory, LogNotifier, SystemEnv};
 

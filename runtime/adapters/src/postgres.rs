@@ -58,7 +58,7 @@ pub fn disposition(sqlstate: &str) -> Disposition {
 }
 
 /// The name of a socket error, as errno has it.
-fn errno(error: &io::Error) -> &'static str {
+pub(crate) fn errno(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "ECONNREFUSED",
         io::ErrorKind::ConnectionReset => "ECONNRESET",
@@ -118,10 +118,13 @@ pub(crate) fn quote(name: &str) -> Result<String> {
 }
 
 /// Waits for the server until `bound` is over.
-pub(crate) async fn within<T>(bound: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+pub(crate) async fn within<T, E: From<io::Error>>(
+    bound: Duration,
+    work: impl Future<Output = std::result::Result<T, E>>,
+) -> std::result::Result<T, E> {
     match tokio::time::timeout(bound, work).await {
         Ok(result) => result,
-        Err(_) => Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the server did not answer"))),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the server did not answer").into()),
     }
 }
 
@@ -165,21 +168,25 @@ impl PostgresServer {
         Ok(format!("{}.{}", quote(schema)?, quote(name)?))
     }
 
+    /// Statements that make a session: no schema but `pg_catalog`, and bounded waits.
+    pub(crate) fn settings(&self) -> String {
+        // Keepalives let the server notice a dead client, and free its locks, within 25 s.
+        format!(
+            "SET search_path = pg_catalog; SET lock_timeout = {}; SET statement_timeout = {}; \
+             SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; SET client_min_messages = warning; \
+             SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3",
+            self.lock_timeout.as_millis().clamp(1, i32::MAX as u128),
+            self.statement_timeout.as_millis().clamp(1, i32::MAX as u128),
+        )
+    }
+
     /// Opens a connection whose statements see no schema but `pg_catalog` and whose waits are bounded.
     pub(crate) async fn connect(&self) -> Result<PgConnection> {
         let what = || format!("connect to {}", self.address());
         let mut connection = within(self.connect_timeout, self.options.clone().disable_statement_logging().connect())
             .await
             .map_err(|e| classify(what(), e))?;
-        // Keepalives let the server notice a dead client, and free its locks, within 25 s.
-        let settings = format!(
-            "SET search_path = pg_catalog; SET lock_timeout = {}; SET statement_timeout = {}; \
-             SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; SET client_min_messages = warning; \
-             SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3",
-            self.lock_timeout.as_millis().clamp(1, i32::MAX as u128),
-            self.statement_timeout.as_millis().clamp(1, i32::MAX as u128),
-        );
-        self.run(&mut connection, settings).await.map_err(|e| classify(what(), e))?;
+        self.run(&mut connection, self.settings()).await.map_err(|e| classify(what(), e))?;
         Ok(connection)
     }
 

@@ -1,6 +1,6 @@
 //! Tables of a PostgreSQL database as a source.
 //!
-//! A day is read through several connections that share one exported snapshot, each of which copies the rows of some
+//! A day is read through several sessions that share one exported snapshot, each of which copies the rows of some
 //! ranges of heap blocks in the binary format. **Order**: the rows come in the order in which they lie in the table
 //! (by `ctid`), whatever the number of connections; batches are full except the last. So the same day gives the same
 //! batches as long as its rows have not moved, and another number of connections changes nothing but the speed. For a
@@ -21,9 +21,12 @@ use futures::{FutureExt, StreamExt, stream};
 use simulacro_core::ports::{Column, PartitionRead, PortError, Result, TableSource};
 use simulacro_lakehouse::copy::{CopyColumn, CopyDecoder, CopyError, CopyLimits, CopyType};
 use sqlx::{PgConnection, Row, postgres::PgRow};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
 
-use crate::postgres::{PostgresServer, Value, classify, quote, within};
+use crate::{
+    postgres::{PostgresServer, Value, classify, quote, within},
+    postgres_wire::{Wire, WireError},
+};
 
 /// What a `timestamp without time zone` means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +35,16 @@ pub enum NaiveTimestamps {
     Utc,
     /// Nobody knows: its type is `timestamp_ntz`, which no contract has, so that it is noticed and not read.
     Unknown,
+}
+
+/// What takes the rows from the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyReader {
+    /// Our own reader, which decodes rows in the buffer that they arrived in. It has no TLS, and refuses to read where
+    /// the server's options ask for it. One more connection is open while a read begins.
+    InPlace,
+    /// The driver, which makes an object of each row: slower, with TLS.
+    Driver,
 }
 
 /// How a day is read.
@@ -43,6 +56,8 @@ pub struct PostgresSourceConfig {
     pub range_rows: NonZeroUsize,
     /// Decoded batches that may wait for each connection. Ranges of more rows than fit make the others wait.
     pub queued_batches: NonZeroUsize,
+    /// What takes the rows from the network.
+    pub reader: CopyReader,
     /// What a `timestamp without time zone` means.
     pub naive_timestamps: NaiveTimestamps,
     /// Size of batches and values.
@@ -141,10 +156,16 @@ enum Sent {
     Failed(PortError),
 }
 
-/// One connection's share of a day.
+/// A session in the day's snapshot.
+enum Session {
+    Driver(PgConnection),
+    InPlace(Box<Wire<TcpStream>>),
+}
+
+/// One session's share of a day.
 struct Worker {
     server: PostgresServer,
-    connection: PgConnection,
+    session: Session,
     columns: Vec<CopyColumn>,
     limits: CopyLimits,
     what: String,
@@ -166,31 +187,47 @@ impl Worker {
                 return;
             }
         }
-        let Self { server, mut connection, .. } = self;
-        if server.run(&mut connection, "COMMIT").await.is_ok() {
-            server.close(connection).await;
+        // That the end of a reading transaction gets lost changes nothing.
+        match self.session {
+            Session::Driver(connection) => self.server.close(connection).await,
+            Session::InPlace(wire) => {
+                let _ = within(self.server.patience(), wire.close()).await;
+            }
         }
     }
 
     /// Copies one range; says whether somebody still listens.
     async fn copy(&mut self, statement: &str) -> Result<bool, Sent> {
         let bound = self.server.patience();
-        let failed = |e: sqlx::Error| Sent::Failed(classify(self.what.clone(), e));
         let mut decoder = CopyDecoder::new(self.columns.clone(), self.limits).map_err(Sent::Damaged)?;
-        let mut rows = within(bound, self.connection.copy_out_raw(statement)).await.map_err(failed)?;
-        loop {
-            // Most rows are there already and need no timer.
-            let next = match rows.next().now_or_never() {
-                Some(next) => next.transpose(),
-                None => within(bound, rows.next().map(Option::transpose)).await,
-            };
-            let Some(bytes) = next.map_err(failed)? else { break };
-            let mut rest = bytes.as_ref();
-            while !rest.is_empty() {
-                if let Some(batch) = decoder.decode(&mut rest).map_err(Sent::Damaged)?
-                    && self.out.send(Sent::Batch(batch)).await.is_err()
-                {
-                    return Ok(false);
+        // Most rows are there already and need no timer, hence `now_or_never` first.
+        match &mut self.session {
+            Session::Driver(connection) => {
+                let failed = |e: sqlx::Error| Sent::Failed(classify(self.what.clone(), e));
+                let mut rows = within(bound, connection.copy_out_raw(statement)).await.map_err(failed)?;
+                loop {
+                    let next = match rows.next().now_or_never() {
+                        Some(next) => next.transpose(),
+                        None => within(bound, rows.next().map(Option::transpose)).await,
+                    };
+                    let Some(bytes) = next.map_err(failed)? else { break };
+                    if !decode(&mut decoder, &bytes, &self.out).await? {
+                        return Ok(false);
+                    }
+                }
+            }
+            Session::InPlace(wire) => {
+                let failed = |e: WireError| Sent::Failed(e.classify(self.what.clone()));
+                within(bound, wire.copy_out(statement)).await.map_err(failed)?;
+                loop {
+                    let next = match wire.copied().now_or_never() {
+                        Some(next) => next,
+                        None => within(bound, wire.copied()).await,
+                    };
+                    let Some(bytes) = next.map_err(failed)? else { break };
+                    if !decode(&mut decoder, bytes, &self.out).await? {
+                        return Ok(false);
+                    }
                 }
             }
         }
@@ -199,6 +236,18 @@ impl Worker {
             None => Ok(true),
         }
     }
+}
+
+/// Decodes bytes and sends the batches that are full; says whether somebody still listens.
+async fn decode(decoder: &mut CopyDecoder, mut bytes: &[u8], out: &mpsc::Sender<Sent>) -> Result<bool, Sent> {
+    while !bytes.is_empty() {
+        if let Some(batch) = decoder.decode(&mut bytes).map_err(Sent::Damaged)?
+            && out.send(Sent::Batch(batch)).await.is_err()
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Makes full batches of the pieces in which ranges end.
@@ -375,19 +424,54 @@ impl PostgresSource {
             .collect()
     }
 
-    /// Begins a read transaction, in a snapshot that another one has exported when `snapshot` is given.
-    async fn begin(&self, table: &str, qualified: &str, snapshot: Option<&str>) -> Result<PgConnection> {
-        let mut connection = self.server.connect().await?;
+    /// What begins a read transaction, in a snapshot that another one has exported when `snapshot` is given.
+    fn begin(qualified: &str, snapshot: Option<&str>) -> String {
         let snapshot = snapshot.map(|id| format!("SET TRANSACTION SNAPSHOT '{id}'; ")).unwrap_or_default();
         // The lock is taken before the first snapshot of its own, so that no column can change between the two.
-        let begin = format!(
+        format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {snapshot}\
              SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL synchronize_seqscans = off; \
              SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; \
              LOCK TABLE {qualified} IN ACCESS SHARE MODE"
-        );
+        )
+    }
+
+    /// A session that has begun to read.
+    async fn lead(&self, table: &str, begin: String) -> Result<PgConnection> {
+        let mut connection = self.server.connect().await?;
         self.server.run(&mut connection, begin).await.map_err(|e| classify(format!("begin to read {table}"), e))?;
         Ok(connection)
+    }
+
+    /// Sessions in the leader's snapshot, `count` of them. The driver's leader is one of them; ours is let go.
+    async fn sessions(
+        &self,
+        table: &str,
+        (qualified, snapshot): (&str, &str),
+        leader: PgConnection,
+        count: usize,
+    ) -> Result<Vec<Session>> {
+        let begin = Self::begin(qualified, Some(snapshot));
+        let mut sessions = Vec::new();
+        match self.config.reader {
+            CopyReader::Driver => {
+                sessions.push(Session::Driver(leader));
+                for _ in 1..count {
+                    sessions.push(Session::Driver(self.lead(table, begin.clone()).await?));
+                }
+            }
+            CopyReader::InPlace => {
+                for _ in 0..count {
+                    let mut wire = Wire::connect(&self.server).await?;
+                    let begun = within(self.server.patience(), wire.run(&begin)).await;
+                    begun.map_err(|e| e.classify(format!("begin to read {table}")))?;
+                    sessions.push(Session::InPlace(Box::new(wire)));
+                }
+                // The snapshot has to live until all have taken it, and no longer.
+                self.server.close(leader).await;
+            }
+        }
+        Ok(sessions)
     }
 }
 
@@ -414,7 +498,7 @@ impl TableSource for PostgresSource {
         let day = date_literal(fecha)?;
         let qualified = self.server.table(table)?;
 
-        let mut leader = self.begin(table, &qualified, None).await?;
+        let mut leader = self.lead(table, Self::begin(&qualified, None)).await?;
         let snapshot: String = {
             let rows = self.server.rows(&mut leader, "SELECT pg_export_snapshot() AS id", &[]).await.map_err(failed)?;
             rows.first().ok_or(sqlx::Error::RowNotFound).and_then(|row| row.try_get("id")).map_err(failed)?
@@ -461,19 +545,16 @@ impl TableSource for PostgresSource {
             let turn = i % shares.len();
             shares[turn].push(statement);
         }
-        let mut connections = vec![leader];
-        for _ in 1..shares.len() {
-            connections.push(self.begin(table, &qualified, Some(&snapshot)).await?);
-        }
+        let sessions = self.sessions(table, (&qualified, &snapshot), leader, shares.len()).await?;
         let (mut workers, mut queues) = (JoinSet::new(), Vec::new());
         let decoder = CopyDecoder::new(copied.clone(), self.config.limits);
         let schema = decoder.map_err(|e| PortError::permanent(what.clone()).because(e))?.schema().clone();
-        for (connection, statements) in connections.into_iter().zip(shares) {
+        for (session, statements) in sessions.into_iter().zip(shares) {
             let (out, queue) = mpsc::channel(self.config.queued_batches.get());
             queues.push(queue);
             let worker = Worker {
                 server: self.server.clone(),
-                connection,
+                session,
                 columns: copied.clone(),
                 limits: self.config.limits,
                 what: what.clone(),
