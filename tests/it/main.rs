@@ -2,10 +2,16 @@
 
 mod binaries;
 mod services;
+
 mod days;
 mod demo;
 
 mod bad_input;
-mod conformance_registry;
 mod kills;
 mod simulator;
+
+mod conformance;
+mod conformance_registry;
+mod embedded;
+mod postgres;
+mod s3;

@@ -6,6 +6,11 @@ mod ledger;
 mod metrics;
 mod registry_embedded;
 mod registry_http;
+mod postgres;
+mod postgres_ledger;
+mod postgres_source;
+mod postgres_warehouse;
+mod postgres_wire;
 mod system;
 
 pub use csv_source::CsvSource;
@@ -13,6 +18,10 @@ pub use ledger::SqliteLedger;
 pub use metrics::PrometheusMetrics;
 pub use registry_embedded::EmbeddedRegistry;
 pub use registry_http::{HttpRegistry, HttpRegistrySettings};
+pub use postgres::{PostgresServer, disposition};
+pub use postgres_ledger::PostgresLedger;
+pub use postgres_source::{CopyReader, NaiveTimestamps, PostgresSource, PostgresSourceConfig};
+pub use postgres_warehouse::PostgresWarehouse;
 pub use system::{FileHistory, LogNotifier, SystemEnv};
 
 use std::{path::Path, sync::Arc};

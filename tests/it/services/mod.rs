@@ -1,7 +1,9 @@
 //! Real services for tests: an address from the environment, else native binaries on loopback, else a loud skip, which
 //! is a failure where `CI=true`.
 
+pub mod postgres;
 pub mod registry;
+pub mod s3;
 
 /// Says loudly that a test did not run.
 ///

@@ -38,6 +38,9 @@ impl Env for TestEnv {
     async fn sleep(&self, duration: Duration) {
         self.0.fetch_add(duration.as_millis() as i64, Ordering::SeqCst);
     }
+    fn random(&self) -> u64 {
+        unreachable!("the stream draws nothing")
+    }
     fn new_id(&self) -> String {
         unreachable!("the stream needs no ids")
     }

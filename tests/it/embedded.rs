@@ -1,0 +1,41 @@
+//! The embedded adapters are held to the promises of their ports.
+#![expect(clippy::disallowed_methods, reason = "a test prepares the files of an adapter")]
+
+use std::sync::Arc;
+
+use object_store::{ObjectStore, local::LocalFileSystem, memory::InMemory};
+use simulacro_adapters::{CsvSource, SqliteLedger};
+use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
+
+use crate::conformance;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_csv_folder_keeps_the_promises_of_a_table_source() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(dir.path().join("ventas.csv"), conformance::table_source::VENTAS).expect("the table is written");
+    conformance::table_source::check(&CsvSource::open(dir.path()).expect("the folder is read")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_keeps_the_promises_of_a_ledger() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("ledger.db");
+    conformance::ledger::check(|| async { SqliteLedger::open(&path).await.expect("the ledger opens") }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delta_keeps_the_promises_of_a_warehouse() {
+    let lakehouse = Arc::new(DeltaLakehouse::new(Arc::new(InMemory::new())));
+    conformance::warehouse::check(&DeltaWarehouse::new(lakehouse)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_and_folders_keep_the_promises_of_an_object_store() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let folder = LocalFileSystem::new_with_prefix(dir.path()).expect("the folder opens");
+    let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    for store in [memory.clone(), Arc::new(folder)] {
+        conformance::object_store::check(store, "prueba").await;
+    }
+    conformance::object_store::an_update_needs_the_version_it_replaces(memory.as_ref(), "prueba").await;
+}
