@@ -3,9 +3,10 @@
 //! A contract says which columns a table has, which rows are acceptable, how many are expected, how fresh they are and what
 //! they refer to. What it does not say is what happens to the rest: that is [`crate::batch`]'s business.
 //!
-//! [`catalogue`] has the contracts that ship.
+//! [`diff`] compares two contracts, [`catalogue`] has those that ship.
 
 pub mod catalogue;
+pub mod diff;
 mod odcs;
 mod value;
 
