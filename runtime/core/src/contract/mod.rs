@@ -3,9 +3,10 @@
 //! A contract says which columns a table has, which rows are acceptable, how many are expected, how fresh they are and what
 //! they refer to. What it does not say is what happens to the rest: that is [`crate::batch`]'s business.
 //!
-//! [`diff`] compares two contracts, [`catalogue`] has those that ship.
+//! [`check`] judges tables by their contract, [`diff`] compares two contracts, [`catalogue`] has those that ship.
 
 pub mod catalogue;
+pub mod check;
 pub mod diff;
 mod odcs;
 mod value;
@@ -695,7 +696,7 @@ impl Contract {
                 Bound::Below(n) => (0, n.ceil() - 1),
                 Bound::AtMost(n) => (0, n.floor()),
                 Bound::Between(a, b) => (a.floor() + 1, b.ceil() - 1),
-                // These are no range.
+                // These are no range; they are judged by `check` alone.
                 Bound::NotEqual(_) | Bound::NotBetween(..) => continue,
             };
             rows_min = rows_min.max(u64::try_from(low.max(0)).unwrap_or(u64::MAX));

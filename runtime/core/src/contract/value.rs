@@ -123,6 +123,14 @@ impl Number {
     /// What a contract may write, for error messages.
     pub const ALLOWED: &str = "a decimal number such as 1000 or 0.5, of at most 18 digits";
 
+    /// `units / 10^scale`, without trailing zeros after the point.
+    pub(crate) fn of_units(mut units: i128, mut scale: u32) -> Self {
+        while scale > 0 && units % 10 == 0 {
+            (units, scale) = (units / 10, scale - 1);
+        }
+        Self { units, scale }
+    }
+
     /// `numerator / denominator` against this number. A denominator of 0 counts as 1: a share of nothing is nothing.
     fn cmp_ratio(&self, numerator: i128, denominator: i128) -> Ordering {
         // Both sides times 10^scale and the denominator. With 18 digits and counts of rows nothing comes near the limit.
@@ -224,6 +232,11 @@ impl Bound {
     /// Whether `number` is within the bound.
     pub fn holds_number(&self, number: &Number) -> bool {
         self.holds(number.units, 10_i128.pow(number.scale))
+    }
+
+    /// The bound of a clause that no row may break.
+    pub(crate) fn none() -> Self {
+        Self::Equal(Number { units: 0, scale: 0 })
     }
 
     /// Whether this is "none", the bound of a clause that no row may break.

@@ -1,0 +1,4 @@
+//! Contracts and models against a real Delta lake in memory.
+
+mod checks;
+mod shop;
