@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod contract;
 pub mod history;
+pub mod models;
 pub mod orchestrator;
 pub mod platform;
 pub mod ports;

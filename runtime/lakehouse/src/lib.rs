@@ -3,6 +3,8 @@
 //! Everything that could depend on the machine is fixed: one partition, one order. What delta-rs commits is decided
 //! by the epoch in the Delta `txn` action, never by the error it returned: after any error the table is loaded again.
 
+pub mod models;
+
 use std::{num::NonZeroUsize, sync::Arc};
 
 use arrow::record_batch::RecordBatch;

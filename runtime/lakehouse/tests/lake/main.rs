@@ -1,4 +1,5 @@
 //! Contracts and models against a real Delta lake in memory.
 
 mod checks;
+mod models;
 mod shop;
