@@ -3,10 +3,10 @@
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use simulacro_core::{
     contract::{
-        Contract, Severity, catalogue,
-        check::{QualityResult, check_table, declared, is_broken, render, results_batch},
+        Contract, Declared, Severity, catalogue,
+        check::{QualityResult, check_declared, check_source, check_table, declared, is_broken, render, results_batch},
     },
-    ports::Lakehouse,
+    ports::{Column, Lakehouse, PartitionRead, PortError, Result, TableSource},
 };
 
 use crate::shop::{Sale, day, dimensions, lake, now, select, stage, write};
@@ -163,4 +163,44 @@ async fn declared_types_are_those_of_contracts() {
             "fecha date"
         ]
     );
+}
+
+/// A source that declares what it is told, or is down.
+#[derive(Debug)]
+struct Source(Option<Vec<Column>>);
+
+#[async_trait::async_trait]
+impl TableSource for Source {
+    async fn ping(&self) -> Result<()> {
+        Ok(())
+    }
+    async fn columns(&self, table: &str) -> Result<Vec<Column>> {
+        self.0.clone().ok_or_else(|| PortError::retryable(format!("read the columns of {table}")).code("57P03"))
+    }
+    async fn read_day(&self, table: &str, _: NaiveDate, _: &[Column]) -> Result<PartitionRead> {
+        Err(PortError::permanent(format!("read {table}: this source has no rows")))
+    }
+}
+
+#[tokio::test]
+async fn a_live_source_is_judged_by_the_columns_it_declares_now() {
+    let contracts = contracts();
+    let contract = contracts.iter().find(|c| c.table == "ventas").expect("it ships");
+    let judged = async |columns| check_source(&Source(columns), contract, day("2024-03-01"), now()).await.remove(0);
+    let good = judged(Some(contract.columns.clone())).await;
+    assert_eq!((good.passed, good.layer.as_str(), good.check.as_str()), (true, "source", "schema"));
+    let mut columns = contract.columns.clone();
+    columns.retain(|c| c.name != "descuento");
+    columns[3].physical_type = "float64".into();
+    let bad = judged(Some(columns)).await;
+    let both = "column monto has type float64, the contract expects decimal(10,2); column descuento is missing, the contract \
+                expects decimal(10,2)";
+    assert_eq!((bad.passed, bad.observed.as_str(), bad.expected.as_str()), (false, both, "the columns of contract ventas 1.0.0"));
+    let down = judged(None).await;
+    assert_eq!((down.passed, down.observed.as_str()), (false, "not known: read the columns of ventas [57P03]"));
+    // The incident of the null cascade: nothing differs but that a null may come.
+    let nullable = |c: &Column| Declared { nullable: Some(c.name == "region"), ..Declared::from(c) };
+    let declared = contract.columns.iter().map(nullable).collect();
+    let null = check_declared(contract, declared, day("2024-03-01"), now());
+    assert_eq!(null.observed, "column region may be null, the contract expects a value in every row");
 }

@@ -31,7 +31,7 @@ const PRODUCTS: &[Product] = &[("p1", Some("libros")), ("p2", Some("libros")), (
 const DAYS: [&str; 6] = ["2024-01-30", "2024-01-31", "2024-02-01", "2024-02-15", "2024-02-29", "2024-03-01"];
 const REGIONS: [&str; 3] = ["centro", "norte", "sur"];
 
-fn project() -> Project {
+pub fn project() -> Project {
     Project::new(FILES, catalogue::shipped().expect("the contracts parse")).expect("the models are sound")
 }
 
