@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use proptest::prelude::*;
 use simulacro_core::{
     contract::catalogue,
     models::{At, ModelError, Project},
@@ -108,4 +109,27 @@ fn errors_name_file_line_found_and_expected() {
     }
     let found = project(&[("marts/deep/m.sql", &day), ("views/m.sql", &day)]).expect_err("no such layer").to_string();
     assert!(found.contains("expected staging/, intermediate/ or marts/ with a name.sql"), "{found}");
+}
+
+proptest! {
+    /// Edges from later to earlier names only: no circle, and every model comes after all that it reads.
+    #[test]
+    fn any_graph_without_a_circle_has_an_order(edges in proptest::collection::btree_set((0_usize..8, 0_usize..8), 0..20)) {
+        let down: Vec<_> = edges.iter().filter(|(a, b)| a > b).collect();
+        let texts: Vec<_> = (0..8)
+            .map(|i| {
+                let reads = down.iter().filter(|(a, _)| *a == i).map(|(_, b)| format!("{{{{ ref('m{b}') }}}}"));
+                let source = "{{ source('staging', 'ventas_validadas') }}".to_owned();
+                (format!("marts/m{i}.sql"), model("0", &reads.chain([source]).collect::<Vec<_>>().join(", ")))
+            })
+            .collect();
+        let files: Vec<_> = texts.iter().map(|(p, t)| (p.as_str(), t.as_str())).collect();
+        let project = project(&files).expect("it is sound");
+        let order: Vec<_> = project.models().map(|m| m.name.clone()).collect();
+        prop_assert_eq!(order.len(), 8);
+        let place = |i: &usize| order.iter().position(|n| *n == format!("m{i}"));
+        for (reader, read) in down {
+            prop_assert!(place(read) < place(reader), "m{} reads m{} in {:?}", reader, read, order);
+        }
+    }
 }

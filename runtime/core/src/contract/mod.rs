@@ -274,6 +274,9 @@ fn row_condition(query: &str) -> Option<&str> {
     (rest.starts_with(char::is_whitespace) && !rest.to_ascii_lowercase().contains("group by")).then(|| rest.trim())
 }
 
+type OneBound = fn(Number) -> Bound;
+type TwoBounds = fn(Number, Number) -> Bound;
+
 /// A contract while it is read: the file's name for errors, and what has been found so far.
 struct Reader<'a> {
     file: &'a str,
@@ -301,7 +304,7 @@ impl Reader<'_> {
     fn bound(&self, at: Location, place: &str, q: &odcs::Quality) -> Result<Bound, ContractError> {
         let number = |text: &str| text.parse::<Number>().map_err(|()| self.error(at, place, text, Number::ALLOWED));
         let mut bounds = Vec::new();
-        let single: [(&Option<String>, fn(Number) -> Bound); 6] = [
+        let single: [(&Option<String>, OneBound); 6] = [
             (&q.must_be, Bound::Equal),
             (&q.must_not_be, Bound::NotEqual),
             (&q.must_be_greater_than, Bound::Above),
@@ -314,7 +317,7 @@ impl Reader<'_> {
                 bounds.push(bound(number(value)?));
             }
         }
-        let double: [(&Option<[String; 2]>, fn(Number, Number) -> Bound); 2] =
+        let double: [(&Option<[String; 2]>, TwoBounds); 2] =
             [(&q.must_be_between, Bound::Between), (&q.must_not_be_between, Bound::NotBetween)];
         for (value, bound) in double {
             if let Some([low, high]) = value {
@@ -703,8 +706,8 @@ impl Contract {
             rows_max = rows_max.min(u64::try_from(high.max(0)).unwrap_or(u64::MAX));
         }
         let mut names = BTreeSet::new();
-        let all = reader.clauses.iter().map(|c| &c.name).chain(reader.rules.iter().map(|r| &r.name));
-        for twice in all.filter(|n| !names.insert((*n).clone())) {
+        let mut all = reader.clauses.iter().map(|c| &c.name).chain(reader.rules.iter().map(|r| &r.name));
+        if let Some(twice) = all.find(|n| !names.insert((*n).clone())) {
             return Err(reader.error(object.name.referenced, "quality", format!("two rules named {twice}"), "an id of its own"));
         }
         Ok(Self {

@@ -368,8 +368,7 @@ impl Project {
         };
         let mut waiting: BTreeMap<String, BTreeSet<String>> = self.models.iter().map(|(n, m)| (n.clone(), read(m))).collect();
         let mut order = Vec::new();
-        loop {
-            let Some(ready) = waiting.iter().find(|(_, needs)| needs.is_empty()).map(|(n, _)| n.clone()) else { break };
+        while let Some(ready) = waiting.iter().find(|(_, needs)| needs.is_empty()).map(|(n, _)| n.clone()) {
             waiting.remove(&ready);
             for needs in waiting.values_mut() {
                 needs.remove(&ready);

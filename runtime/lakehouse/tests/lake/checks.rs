@@ -204,3 +204,50 @@ async fn a_live_source_is_judged_by_the_columns_it_declares_now() {
     let null = check_declared(contract, declared, day("2024-03-01"), now());
     assert_eq!(null.observed, "column region may be null, the contract expects a value in every row");
 }
+
+#[tokio::test]
+async fn shares_duplicates_and_computed_numbers_are_held_against_their_bounds() {
+    let lake = lake();
+    let fecha = day("2024-03-01");
+    stage(&lake, fecha, 1, &[sale("1", "u1", "p1"), sale("2", "u1", "p1"), sale("3", "u2", "p2"), sale("4", "u3", "p1")]).await;
+    let rules = [
+        ("pairs", "metric: duplicateValues\n        arguments: { properties: [user_id, product_id] }\n        mustBe: 0"),
+        (
+            "pairs_share",
+            "metric: duplicateValues\n        arguments: { properties: [user_id] }\n        unit: percent\n        mustBeLessOrEqualTo: 50",
+        ),
+        (
+            "p1_share",
+            "type: sql\n        query: SELECT count(*) FROM {object} WHERE product_id = 'p1'\n        unit: percent\n        mustBeLessThan: 75",
+        ),
+        ("average", "type: sql\n        query: SELECT avg(monto_neto) FROM {object}\n        mustBeGreaterThan: 8.99"),
+        ("spread", "type: sql\n        query: SELECT max(monto_neto) - min(monto_neto) FROM {object}\n        mustNotBe: 0"),
+    ];
+    let rules = rules.map(|(id, lines)| format!("      - id: {id}\n        severity: warning\n        {lines}\n")).concat();
+    let columns = ["user_id: string", "product_id: string", "monto_neto: decimal(10,2)", "fecha: date"].map(|c| {
+        let (name, kind) = c.split_once(": ").expect("name and type");
+        let by_day = if name == "fecha" { "        partitioned: true\n" } else { "" };
+        format!("      - name: {name}\n        physicalType: {kind}\n{by_day}")
+    });
+    let text = format!(
+        "apiVersion: v3.1.0\nkind: DataContract\nid: v\nversion: 1.0.0\nstatus: active\nschema:\n  - name: v\n    \
+         physicalName: staging/ventas_validadas\n    properties:\n{}    quality:\n{rules}",
+        columns.concat()
+    );
+    let contract = Contract::parse("v.yaml", &text).expect("it parses");
+    let results = check_table(&lake, &contract, &[], fecha, now()).await;
+    let mut found: Vec<_> =
+        results.iter().skip(1).map(|r| (r.check.as_str(), r.passed, r.observed.as_str(), r.expected.as_str())).collect();
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            ("average", true, "9", "above 8.99"),
+            ("p1_share", false, "3 of 4 rows", "below 75 % of rows"),
+            ("pairs", false, "1 rows", "0 rows"),
+            ("pairs_share", true, "1 of 4 rows", "at most 50 % of rows"),
+            ("spread", false, "0", "not 0"),
+        ]
+    );
+    assert!(results[0].observed.contains("column order_id (string) is not in the contract"), "{}", results[0].observed);
+}

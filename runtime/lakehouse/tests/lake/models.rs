@@ -323,15 +323,17 @@ async fn running_again_or_all_days_at_once_gives_the_same_rows() {
 }
 
 #[tokio::test]
-async fn marts_keep_their_contracts_and_models_pass_their_tests() {
+async fn stored_models_keep_their_contracts_and_models_pass_their_tests() {
     let (lake, _, days) = filled().await;
     let contracts = catalogue::shipped().expect("the contracts parse");
-    for model in project().models().filter(|m| m.layer == "marts") {
-        let contract = contracts.iter().find(|c| c.physical_name == model.table).expect("a mart has a contract");
+    for model in project().models().filter(|m| !m.table.is_empty()) {
+        let contract = contracts.iter().find(|c| c.physical_name == model.table).expect("a stored model has a contract");
         assert_eq!(contract.key, model.key, "{}", model.name);
         for fecha in &days {
             let results = check::check_table(&lake, contract, &contracts, *fecha, now()).await;
-            assert!(results.iter().all(|r| r.passed), "{}", check::render(&results));
+            // Users 5 and 6 and product 5 are in no dimension, which a left join bears and a warning tells.
+            let failed: Vec<_> = results.iter().filter(|r| !r.passed && !r.check.ends_with(".references")).collect();
+            assert!(failed.is_empty() && !check::is_broken(&results), "{}", check::render(&results));
         }
     }
     let results = test_models(&lake, &project(), day("2024-03-01"), now()).await;
@@ -385,7 +387,6 @@ async fn a_backfill_of_an_empty_lake_plans_each_day_of_each_table_once() {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "the test reads the folder that it guards")]
 fn the_list_of_models_has_every_file_of_the_folder() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     let mut found = Vec::new();
