@@ -400,3 +400,20 @@ fn the_list_of_models_has_every_file_of_the_folder() {
     found.sort();
     assert_eq!(FILES.iter().map(|(p, _)| *p).collect::<Vec<_>>(), found);
 }
+
+#[tokio::test]
+async fn a_day_without_sales_still_has_what_is_known_as_of_it() {
+    let (lake, mut all, mut days) = filled().await;
+    let quiet = day("2024-03-02");
+    days.push(quiet);
+    let report = run_models(&lake, &project(), &batch(&[quiet], 1)).await.expect("the models run");
+    assert_eq!(report.made.len(), 5);
+    compare(&lake, &all, &days).await;
+    // It has read the day before, so it is made again with it.
+    let changed = day("2024-03-01");
+    all.retain(|s| s.fecha() != changed);
+    all.extend(sales(changed, 2));
+    stage(&lake, changed, 2, &all).await;
+    run_models(&lake, &project(), &batch(&[changed], 2)).await.expect("the models run");
+    compare(&lake, &all, &days).await;
+}
