@@ -29,6 +29,22 @@ fn between_leaves_its_bounds_out() {
 }
 
 #[test]
+fn every_operator_decides_below_at_and_above_its_number() {
+    let n = number("2");
+    for (bound, holds) in [
+        (Bound::Equal(n), [false, true, false]),
+        (Bound::NotEqual(n), [true, false, true]),
+        (Bound::Above(n), [false, false, true]),
+        (Bound::AtLeast(n), [false, true, true]),
+        (Bound::Below(n), [true, false, false]),
+        (Bound::AtMost(n), [true, true, false]),
+    ] {
+        assert_eq!([1, 2, 3].map(|x| bound.holds(x, 1)), holds, "{bound}");
+        assert_eq!(["1", "2", "3"].map(|x| bound.holds_number(&number(x))), holds, "{bound}");
+    }
+}
+
+#[test]
 fn a_share_is_compared_without_rounding() {
     // 5 of 999 is 0.5005 %, 5 of 1000 is 0.5 % exactly.
     let at_most = Bound::AtMost(number("0.5"));
