@@ -7,6 +7,7 @@ pub mod avro;
 pub mod batch;
 pub mod contract;
 pub mod history;
+pub mod models;
 pub mod orchestrator;
 pub mod platform;
 pub mod ports;

@@ -4,6 +4,7 @@
 //! by the epoch in the Delta `txn` action, never by the error it returned: after any error the table is loaded again.
 
 pub mod copy;
+pub mod models;
 mod warehouse;
 
 pub use warehouse::DeltaWarehouse;
@@ -12,6 +13,7 @@ use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
+
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;

@@ -1,0 +1,36 @@
+-- what: Retention and lifetime value by month of first purchase, as known at the end of each day.
+-- materialized: day
+-- table: marts/cohortes_usuario
+-- key: fecha, cohorte
+-- partition: fecha
+-- lookback: all
+-- test: not_null(fecha, cohorte, mes, usuarios, usuarios_activos, retencion, ltv)
+-- test: unique(fecha, cohorte)
+WITH ventas AS (
+  SELECT user_id, fecha, monto_neto FROM {{ ref('stg_ventas_validadas') }}
+),
+clientes AS (
+  SELECT user_id, CAST(date_trunc('month', min(fecha)) AS DATE) AS cohorte FROM ventas GROUP BY user_id
+),
+compras AS (
+  SELECT c.cohorte, v.user_id, v.monto_neto, v.fecha >= CAST(date_trunc('month', {{ day }}) AS DATE) AS este_mes
+  FROM ventas AS v JOIN clientes AS c ON c.user_id = v.user_id
+),
+sumas AS (
+  SELECT cohorte,
+         count(DISTINCT user_id) AS usuarios,
+         count(DISTINCT CASE WHEN este_mes THEN user_id END) AS usuarios_activos,
+         CAST(sum(CASE WHEN este_mes THEN monto_neto ELSE CAST(0 AS DECIMAL(10,2)) END) AS DECIMAL(12,2)) AS revenue_neto,
+         CAST(sum(monto_neto) AS DECIMAL(14,2)) AS revenue_acumulado
+  FROM compras
+  GROUP BY cohorte
+)
+SELECT {{ day }} AS fecha, cohorte,
+       CAST((date_part('year', {{ day }}) - date_part('year', cohorte)) * 12
+            + date_part('month', {{ day }}) - date_part('month', cohorte) AS BIGINT) AS mes,
+       usuarios, usuarios_activos,
+       CAST(usuarios_activos AS DOUBLE) / CAST(usuarios AS DOUBLE) AS retencion,
+       revenue_neto, revenue_acumulado,
+       CAST(revenue_acumulado / usuarios AS DECIMAL(12,2)) AS ltv,
+       {{ now }} AS _updated_at, {{ version }} AS _pipeline_version
+FROM sumas

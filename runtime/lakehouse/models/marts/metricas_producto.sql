@@ -1,0 +1,23 @@
+-- what: Sales of each day by product, with its place among all products and within its category.
+-- materialized: day
+-- table: marts/metricas_producto
+-- key: fecha, product_id
+-- partition: fecha
+-- lookback: 0
+-- test: not_null(fecha, product_id, puesto, puesto_categoria)
+-- test: unique(fecha, product_id)
+-- test: unique(fecha, puesto)
+SELECT fecha, product_id, categoria, marca, revenue_bruto, revenue_neto, descuentos_total, transacciones, usuarios_unicos,
+       CAST(row_number() OVER (ORDER BY revenue_neto DESC, product_id) AS BIGINT) AS puesto,
+       CAST(row_number() OVER (PARTITION BY categoria ORDER BY revenue_neto DESC, product_id) AS BIGINT) AS puesto_categoria,
+       {{ now }} AS _updated_at, {{ version }} AS _pipeline_version
+FROM (
+  SELECT fecha, product_id, categoria, marca,
+         CAST(sum(monto_bruto) AS DECIMAL(12,2)) AS revenue_bruto,
+         CAST(sum(monto_neto) AS DECIMAL(12,2)) AS revenue_neto,
+         CAST(sum(descuento) AS DECIMAL(12,2)) AS descuentos_total,
+         count(*) AS transacciones,
+         count(DISTINCT user_id) AS usuarios_unicos
+  FROM {{ ref('int_ventas_enriquecidas') }}
+  GROUP BY fecha, product_id, categoria, marca
+)

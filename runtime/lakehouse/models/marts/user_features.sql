@@ -1,0 +1,55 @@
+-- what: Purchases of each customer over the 30 days that end with the day; what comes from events is null.
+-- materialized: day
+-- table: marts/user_features
+-- key: fecha, user_id
+-- partition: fecha
+-- lookback: 29
+-- test: not_null(fecha, user_id, total_compras_30d, revenue_total_30d, region_preferida)
+-- test: unique(fecha, user_id)
+-- test: accepted_values(region_preferida, regiones_validas.csv)
+WITH ventas AS (
+  SELECT user_id, product_id, categoria, region, timestamp_venta, monto_neto,
+         CAST(monto_neto * 100 AS DECIMAL(12,0)) AS centimos
+  FROM {{ ref('int_ventas_enriquecidas') }}
+),
+sumas AS (
+  SELECT user_id,
+         count(*) AS compras,
+         sum(monto_neto) AS revenue,
+         sum(centimos) AS suma,
+         sum(centimos * centimos) AS cuadrados,
+         count(DISTINCT product_id) AS productos,
+         count(DISTINCT categoria) AS categorias,
+         max(timestamp_venta) AS ultima_compra,
+         min(timestamp_venta) AS primera_compra
+  FROM ventas
+  GROUP BY user_id
+),
+regiones AS (
+  SELECT user_id, region, row_number() OVER (PARTITION BY user_id ORDER BY veces DESC, region) AS puesto
+  FROM (SELECT user_id, region, count(*) AS veces FROM ventas GROUP BY user_id, region)
+),
+categorias AS (
+  SELECT user_id, categoria, row_number() OVER (PARTITION BY user_id ORDER BY veces DESC, categoria) AS puesto
+  FROM (SELECT user_id, categoria, count(*) AS veces FROM ventas WHERE categoria IS NOT NULL GROUP BY user_id, categoria)
+)
+SELECT {{ day }} AS fecha, s.user_id,
+       s.compras AS total_compras_30d,
+       CAST(s.revenue AS DECIMAL(12,2)) AS revenue_total_30d,
+       CAST(s.revenue / s.compras AS DECIMAL(10,2)) AS ticket_promedio_30d,
+       -- From exact sums in cents, so that the order of rows cannot matter.
+       CASE WHEN s.compras > 1 THEN
+         sqrt(CAST(s.compras * s.cuadrados - s.suma * s.suma AS DOUBLE) / CAST(s.compras * (s.compras - 1) AS DOUBLE)) / 100
+       END AS ticket_std_30d,
+       s.productos AS productos_unicos_30d,
+       s.categorias AS categorias_30d,
+       s.ultima_compra, s.primera_compra,
+       r.region AS region_preferida,
+       c.categoria AS categoria_preferida,
+       CAST(NULL AS DOUBLE) AS duracion_sesion_promedio,
+       CAST(NULL AS DOUBLE) AS paginas_por_sesion,
+       CAST(NULL AS BIGINT) AS total_add_to_cart_30d,
+       {{ now }} AS _updated_at, {{ version }} AS _pipeline_version
+FROM sumas AS s
+JOIN regiones AS r ON r.user_id = s.user_id AND r.puesto = 1
+LEFT JOIN categorias AS c ON c.user_id = s.user_id AND c.puesto = 1
