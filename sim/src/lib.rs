@@ -6,6 +6,8 @@ pub mod interpose;
 pub mod invariants;
 pub mod oracle;
 pub mod ports;
+pub mod report;
 pub mod scenario;
 pub mod store;
+pub mod summary;
 pub mod world;
