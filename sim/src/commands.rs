@@ -60,7 +60,7 @@ fn run_drawn(folder: &Path, name: &str, scenario: &Scenario, seed: u64) -> Resul
     let path = folder.join(format!("{name}.toml"));
     std::fs::write(&path, scenario.to_toml()?)?;
     let job = Job { scenario: path, seed, history: None, plant: false, twin: false };
-    let (judgement, wall) = judged(&job, scenario)?;
+    let (judgement, _, wall) = judged(&job, scenario)?;
     Ok((job, judgement, wall))
 }
 
@@ -193,7 +193,7 @@ pub fn explain(path: &Path, seed: Option<u64>, all: bool) -> Result<u8, Failure>
     let history = work.path().join("history.jsonl");
     let seed = seed.unwrap_or(scenario.seeds[0]);
     let job = Job { scenario: path.to_owned(), seed, history: Some(history.clone()), plant: false, twin: false };
-    let (judgement, wall) = judged(&job, &scenario)?;
+    let (judgement, _, wall) = judged(&job, &scenario)?;
     println!("faults:");
     for (fault, hits) in scenario.fault.iter().zip(&judgement.hits) {
         println!("  struck {hits} times: {}", toml::to_string(fault)?.trim().replace('\n', ", "));

@@ -5,6 +5,7 @@
 )]
 
 mod commands;
+mod output;
 
 use std::{
     collections::VecDeque,
@@ -63,6 +64,8 @@ enum Command {
         /// Runs at a time
         #[arg(long, default_value_t = 2)]
         jobs: usize,
+        #[command(flatten)]
+        output: output::Output,
     },
     /// Runs pairs of the same seed in separate processes and compares history, tables and stored bytes
     Canary {
@@ -224,9 +227,10 @@ fn write_history(path: &Path, events: &[simulacro_core::history::Event]) -> Resu
 }
 
 /// The judgement of a run, with the problems that only the comparison with its twin shows.
-fn judged(job: &Job, scenario: &Scenario) -> Result<(Judgement, f64), Failure> {
+fn judged(job: &Job, scenario: &Scenario) -> Result<(Judgement, Option<Judgement>, f64), Failure> {
     let began = interpose::real_nanos();
     let mut judgement = child(job)?;
+    let mut fault_free = None;
     if scenario.expect.converges {
         let twin = child(&Job { history: None, twin: true, ..job.clone() })?;
         if twin.hashes != judgement.hashes {
@@ -234,8 +238,9 @@ fn judged(job: &Job, scenario: &Scenario) -> Result<(Judgement, f64), Failure> {
             judgement.problems.push(format!("invariant converges: found tables {found:?}, the fault-free twin has {expected:?}"));
             judgement.verdict = "violated".into();
         }
+        fault_free = Some(twin);
     }
-    Ok((judgement, (interpose::real_nanos() - began) as f64 / 1e9))
+    Ok((judgement, fault_free, (interpose::real_nanos() - began) as f64 / 1e9))
 }
 
 fn show(job: &Job, scenario: &Scenario, judgement: &Judgement, wall: f64) {
@@ -291,10 +296,13 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             commands::faults();
             Ok(0)
         }
-        Command::Run { path, seed, tier, history, jobs } => {
+        Command::Run { path, seed, tier, history, jobs, mut output } => {
             let mut files = Vec::new();
             collect(&path, &mut files)?;
             files.sort();
+            // A report is written from its history, which stays beside it.
+            let history = history.or_else(|| output.report.clone());
+            output.prepare()?;
             if let Some(folder) = &history {
                 std::fs::create_dir_all(folder)?;
             }
@@ -323,7 +331,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                 jobs,
                 |(job, scenario)| judged(job, scenario),
                 |(job, scenario), result| {
-                    let (judgement, wall) = result?;
+                    let (judgement, twin, wall) = result?;
+                    output.add(&job, &scenario, &judgement, twin.as_ref(), wall)?;
                     show(&job, &scenario, &judgement, wall);
                     if judgement.verdict == "holds" {
                         passed += 1;
@@ -334,6 +343,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                     Ok(())
                 },
             )?;
+            output.finish()?;
             println!("in {:.1} s of wall time", (interpose::real_nanos() - began) as f64 / 1e9);
             println!("{passed} passed, {failed} failed");
             Ok(code)

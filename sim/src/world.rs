@@ -49,6 +49,12 @@ pub struct Judgement {
     pub verdict: String,
     /// One line for each invariant that is broken, and for each expectation that was missed.
     pub problems: Vec<String>,
+    /// One line for each invariant that is broken, with its name first; a `caught` scenario wants some.
+    pub broken: Vec<String>,
+    /// What the mart must show, by day and region, as the oracle says.
+    pub expected: Vec<Line>,
+    /// What the mart shows.
+    pub mart: Vec<Line>,
     /// Tries to reach the source.
     pub attempts: Vec<String>,
     /// Alerts with their virtual time.
@@ -65,6 +71,21 @@ pub struct Judgement {
     pub store_calls: u64,
     /// Draws from the seeded stream of entropy.
     pub draws: u64,
+}
+
+/// One line of the mart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// Day.
+    pub fecha: NaiveDate,
+    /// Region.
+    pub region: String,
+    /// Figures.
+    pub sales: Sales,
+}
+
+fn lines(mart: &Mart) -> Vec<Line> {
+    mart.iter().map(|((fecha, region), sales)| Line { fecha: *fecha, region: region.clone(), sales: sales.clone() }).collect()
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -306,7 +327,8 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
         must_hold: &must_hold,
         leftovers: &leftovers,
     };
-    let mut problems = problems(&evidence, &raised);
+    let broken = invariants::judge(&evidence);
+    let mut problems = problems(&evidence, &broken, &raised);
     if scenario.expect.verdict == Verdict::Holds {
         let lost = lost.lock().map_err(|_| "the worker panicked")?;
         problems.extend(lost.iter().map(|(fecha, error)| format!("run of {fecha} could not be kept: {error}")));
@@ -328,6 +350,9 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
         }
         .into(),
         problems,
+        broken: broken.iter().map(|(name, text)| format!("{name}: {text}")).collect(),
+        expected: lines(&expected),
+        mart: lines(&mart),
         attempts: attempts(&outcomes),
         alerts: raised.iter().map(|(at, a)| format!("{} {}", at.format("%m-%d %H:%M:%S"), a.kind)).collect(),
         published,
@@ -433,9 +458,12 @@ fn leftovers(paths: &[String]) -> Vec<String> {
     raw.filter(|p| !known.iter().any(|k| p.starts_with(k.as_str()))).cloned().collect()
 }
 
-fn problems(evidence: &Evidence<'_>, raised: &[(DateTime<Utc>, simulacro_core::ports::Alert)]) -> Vec<String> {
+fn problems(
+    evidence: &Evidence<'_>,
+    broken: &[invariants::Broken],
+    raised: &[(DateTime<Utc>, simulacro_core::ports::Alert)],
+) -> Vec<String> {
     let (expect, outcomes) = (&evidence.scenario.expect, evidence.outcomes);
-    let broken = invariants::judge(evidence);
     let mut problems = Vec::new();
     match expect.verdict {
         Verdict::Holds => problems.extend(broken.iter().map(|(name, text)| format!("invariant {name}: {text}"))),
