@@ -655,6 +655,30 @@ fn when_even_the_committed_offsets_do_not_tell_state_is_read_again() {
 }
 
 #[test]
+fn failures_far_apart_do_not_add_up_and_those_in_a_row_end_the_worker() {
+    run(async {
+        let config = config();
+        let log = log_with(1, 10, &[]).await;
+        let mut worker = open(&log, &config, 0).await;
+        for _ in 0..20 {
+            log.fail_polls(config.retries_max);
+            for _ in 0..=config.retries_max {
+                worker.step().await.unwrap();
+            }
+        }
+        log.fail_polls(config.retries_max + 1);
+        let mut steps = 0;
+        let error = loop {
+            steps += 1;
+            if let Err(error) = worker.step().await {
+                break error;
+            }
+        };
+        assert_eq!((steps, error.code.as_deref()), (config.retries_max + 1, Some("NETWORK_EXCEPTION")));
+    });
+}
+
+#[test]
 fn what_is_revoked_is_committed_before() {
     run(async {
         let config = StreamConfig { commit_interval: Duration::from_secs(86_400), ..config() };
