@@ -71,7 +71,9 @@ pub struct RealtimeMetrics {
     control_offset: Option<i64>,
     ticked_ms: i64,
     records_since: usize,
-    /// Failed steps in a row.
+    /// Polls that failed in a row.
+    failed_polls: u32,
+    /// Transactions and batches that failed since one landed.
     failures: u32,
 }
 
@@ -171,6 +173,7 @@ impl RealtimeMetrics {
             control_offset: None,
             ticked_ms,
             records_since: 0,
+            failed_polls: 0,
             failures: 0,
         })
     }
@@ -225,7 +228,9 @@ impl RealtimeMetrics {
         let interval = ms(self.config.commit_interval);
         let left = interval.saturating_sub(self.now_ms().saturating_sub(self.ticked_ms)).clamp(0, interval);
         let wait = self.config.poll_wait.min(Duration::from_millis(left.unsigned_abs()));
-        match self.consumer.poll(wait).await {
+        let polled = self.consumer.poll(wait).await;
+        self.failed_polls = if polled.is_ok() { 0 } else { self.failed_polls + 1 };
+        match polled {
             Ok(Polled::Nothing) => {}
             Ok(Polled::Assigned(partitions)) => {
                 for partition in &partitions {
@@ -246,7 +251,7 @@ impl RealtimeMetrics {
                 step.records = records.len();
                 self.records(&partition, &records, next_offset, end_offset).await?;
             }
-            Err(error) => self.failed(error).await?,
+            Err(error) => self.wait_after(error, self.failed_polls).await?,
         }
         let now = self.now_ms();
         // A clock that went back is due at once, and starts again from there.
@@ -271,14 +276,18 @@ impl RealtimeMetrics {
         self.clicks.values().any(ClickTask::is_dirty) || self.merges.values().any(MergeTask::is_dirty)
     }
 
-    /// Takes note of a failed turn: waits, or gives the error up when there were too many.
+    /// Takes note of a failed transaction or batch: waits, or gives the error up when there were too many.
     async fn failed(&mut self, error: PortError) -> Result<()> {
         self.failures += 1;
-        if error.disposition == Disposition::Permanent || self.failures > self.config.retries_max {
+        self.wait_after(error, self.failures).await
+    }
+
+    async fn wait_after(&mut self, error: PortError, failures: u32) -> Result<()> {
+        if error.disposition == Disposition::Permanent || failures > self.config.retries_max {
             return Err(error);
         }
-        warn!(error = %error.chain(), failures = self.failures, "turn failed");
-        self.ports.env.sleep(backoff(self.config.retry_backoff, self.failures)).await;
+        warn!(error = %error.chain(), failures, "turn failed");
+        self.ports.env.sleep(backoff(self.config.retry_backoff, failures)).await;
         Ok(())
     }
 
@@ -361,8 +370,11 @@ impl RealtimeMetrics {
         if self.clicks.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.read_control().await {
-            return self.failed(error).await;
+        match self.read_control().await {
+            Ok(()) => {}
+            Err(error) if error.disposition == Disposition::Permanent => return Err(error),
+            // The old answer stays true: watermarks do not go back.
+            Err(error) => warn!(error = %error.chain(), "no answer of the merge"),
         }
         let idle_after = ms(self.config.idle_after);
         let due: Vec<i32> =

@@ -87,6 +87,7 @@ struct Inner {
     calls: u64,
     faults: BTreeMap<u64, Fault>,
     poll_records: usize,
+    failing_polls: u32,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -114,6 +115,10 @@ impl MemoryLog {
         let mut inner = self.lock();
         let at = inner.calls + ordinal;
         inner.faults.insert(at, fault);
+    }
+    /// Lets the next polls fail.
+    pub fn fail_polls(&self, polls: u32) {
+        self.lock().failing_polls = polls;
     }
     pub fn clear_faults(&self) {
         self.lock().faults.clear();
@@ -266,6 +271,10 @@ impl GroupConsumer for MemoryConsumer {
     async fn poll(&mut self, wait: Duration) -> Result<Polled> {
         let polled = {
             let mut inner = self.log.lock();
+            if inner.failing_polls > 0 {
+                inner.failing_polls -= 1;
+                return Err(PortError::retryable("poll").code("NETWORK_EXCEPTION"));
+            }
             let member = &self.spec.member;
             if inner.members.get(member) != Some(&self.join) {
                 inner.joins += 1;

@@ -437,6 +437,78 @@ proptest! {
     }
 }
 
+/// Life with silence in it: events arrive while time passes, partitions fall idle and come back with old events.
+#[derive(Debug, Clone)]
+enum Life {
+    Event { partition: usize, delay_s: i64 },
+    Wait { seconds: i64 },
+    Work { worker: usize, steps: u8 },
+    Crash { worker: usize },
+}
+
+fn life() -> impl Strategy<Value = Vec<Life>> {
+    let delay = prop_oneof![4 => 0i64..20, 2 => 0i64..400, 1 => 0i64..2_000];
+    let op = prop_oneof![
+        8 => (0usize..3, delay).prop_map(|(partition, delay_s)| Life::Event { partition, delay_s }),
+        3 => (1i64..200).prop_map(|seconds| Life::Wait { seconds }),
+        8 => (0usize..2, 1u8..60).prop_map(|(worker, steps)| Life::Work { worker, steps }),
+        1 => (0usize..2).prop_map(|worker| Life::Crash { worker }),
+    ];
+    prop::collection::vec(op, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn silence_loses_nothing_whatever_comes_after_it(life in life()) {
+        run(async {
+            let config = config();
+            let log = log_with(3, 5, &[]).await;
+            let mut workers = vec![open(&log, &config, 0).await, open(&log, &config, 1).await];
+            let now = || log.env.0.load(std::sync::atomic::Ordering::SeqCst);
+            let mut sent = 0;
+            for op in &life {
+                match op {
+                    Life::Event { partition, delay_s } => {
+                        let event = click(&format!("u{sent}"), "/", "sur", now() - delay_s * 1_000);
+                        append(&log, &input(*partition, &event, now()));
+                        sent += 1;
+                    }
+                    Life::Wait { seconds } => {
+                        log.env.0.fetch_add(seconds * 1_000, std::sync::atomic::Ordering::SeqCst);
+                    }
+                    Life::Work { worker, steps } => {
+                        for _ in 0..*steps {
+                            workers[*worker].step().await.unwrap();
+                        }
+                    }
+                    Life::Crash { worker } => {
+                        log.expel(&format!("worker-{worker}"));
+                        workers[*worker] = open(&log, &config, *worker).await;
+                    }
+                }
+            }
+            with_end(vec![], 3).iter().for_each(|i| append(&log, i));
+            drain(&mut workers).await;
+            let counts: Vec<Counts> = workers.iter().flat_map(|w| w.clicks().values()).map(|t| *t.counts()).collect();
+            let sum = |fate| counts.iter().map(|c| c.of(fate)).sum::<u64>();
+            prop_assert_eq!(counts.len(), 3);
+            prop_assert_eq!(sum(Fate::Published) + sum(Fate::Late), sent + 3);
+            prop_assert_eq!(log.all(&config.topics.late).len() as u64, sum(Fate::Late));
+            let merges = || workers.iter().flat_map(|w| w.merges().values());
+            prop_assert_eq!(merges().map(|m| m.expired().0).sum::<u64>(), 0, "no partial comes after its pane");
+            prop_assert_eq!(merges().map(|m| m.merged().0).sum::<u64>(), sum(Fate::Published) - 3);
+            let rows = newest_rows(&log, &config);
+            let of = |kind| rows.values().filter(|r| r.window_kind == kind).map(|r| r.clicks).sum::<u64>();
+            prop_assert_eq!(of(WindowKind::Region1m), sum(Fate::Published) - 3);
+            prop_assert_eq!(of(WindowKind::Page1m), sum(Fate::Published) - 3);
+            prop_assert_eq!(of(WindowKind::Region5m), 5 * (sum(Fate::Published) - 3));
+            Ok(())
+        })?;
+    }
+}
+
 async fn windows_of(events: &[Input]) -> Vec<MetricRow> {
     let config = config();
     let log = log_with(2, 7, &with_end(events.to_vec(), 2)).await;
@@ -651,6 +723,30 @@ fn when_even_the_committed_offsets_do_not_tell_state_is_read_again() {
             }
         };
         assert_eq!(error.code.as_deref(), Some("STATE_MISSING"));
+    });
+}
+
+#[test]
+fn failures_far_apart_do_not_add_up_and_those_in_a_row_end_the_worker() {
+    run(async {
+        let config = config();
+        let log = log_with(1, 10, &[]).await;
+        let mut worker = open(&log, &config, 0).await;
+        for _ in 0..20 {
+            log.fail_polls(config.retries_max);
+            for _ in 0..=config.retries_max {
+                worker.step().await.unwrap();
+            }
+        }
+        log.fail_polls(config.retries_max + 1);
+        let mut steps = 0;
+        let error = loop {
+            steps += 1;
+            if let Err(error) = worker.step().await {
+                break error;
+            }
+        };
+        assert_eq!((steps, error.code.as_deref()), (config.retries_max + 1, Some("NETWORK_EXCEPTION")));
     });
 }
 
