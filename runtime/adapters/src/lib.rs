@@ -1,10 +1,13 @@
-//! The real adapters of the ports: system clock, a folder of CSV files, SQLite ledger, log notifier, history file.
+//! The real adapters of the ports: system clock, a folder of CSV files, an event log in files, SQLite ledger, log
+//! notifier, history file.
 
 mod csv_source;
+mod embedded_log;
 mod ledger;
 mod system;
 
 pub use csv_source::CsvSource;
+pub use embedded_log::{EmbeddedLog, EmbeddedLogConfig, FileLink, open_embedded_log};
 pub use ledger::SqliteLedger;
 pub use system::{FileHistory, LogNotifier, SystemEnv};
 

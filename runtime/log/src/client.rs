@@ -172,6 +172,9 @@ impl<L: Link> Client<L> {
                 // An earlier attempt may have been carried out although the last one was not.
                 return Err(match error {
                     LinkError::Unsent(refusal) if maybe => LinkError::Lost(refusal).into_port(),
+                    LinkError::Refused(refusal) if maybe && refusal.code.disposition() == Disposition::Retryable => {
+                        LinkError::Lost(refusal).into_port()
+                    }
                     error => error.into_port(),
                 });
             }
