@@ -1,13 +1,17 @@
-//! The real adapters of the ports: system clock, a folder of CSV files, an event log in files, SQLite ledger, log
-//! notifier, history file.
+//! The real adapters of the ports: system clock, a folder of CSV files, an event log in files or in Kafka,
+//! SQLite ledger, log notifier, history file.
 
 mod csv_source;
 mod embedded_log;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod ledger;
 mod system;
 
 pub use csv_source::CsvSource;
 pub use embedded_log::{EmbeddedLog, EmbeddedLogConfig, FileLink, open_embedded_log};
+#[cfg(feature = "kafka")]
+pub use kafka::{KafkaConfig, KafkaLog};
 pub use ledger::SqliteLedger;
 pub use system::{FileHistory, LogNotifier, SystemEnv};
 
