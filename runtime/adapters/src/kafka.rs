@@ -283,9 +283,8 @@ impl KafkaLog {
     }
 
     fn group_client(&self, group: &str) -> Result<BaseConsumer> {
-        // What is pending in an open transaction is not committed, so it is not waited for here.
-        let isolation = ("isolation.level", "read_uncommitted".to_owned());
-        self.config.reader(&[("group.id", group.to_owned()), isolation]).create().map_err(idempotent("make a Kafka client"))
+        // Committed reading: while an open transaction holds newer offsets, librdkafka asks again.
+        self.config.reader(&[("group.id", group.to_owned())]).create().map_err(idempotent("make a Kafka client"))
     }
 }
 

@@ -108,6 +108,12 @@ impl State {
         (0..topic.spec.partitions).map(|partition| TopicPartition { topic: topic.spec.name.clone(), partition }).collect()
     }
 
+    /// Partitions whose offsets of `group` lie in an open transaction.
+    fn pending<'a>(&'a self, group: &'a str) -> impl Iterator<Item = &'a TopicPartition> {
+        let open = self.producers.values().filter_map(|p| p.open.as_ref());
+        open.filter_map(move |t| t.offsets.get(group)).flat_map(BTreeMap::keys)
+    }
+
     fn producer(&self, producer: ProducerRef, fenced: Code) -> Result<&ProducerState, Refusal> {
         let what = || format!("act as producer {}, epoch {}", producer.pid, producer.epoch);
         match self.producers.get(&producer.pid) {
@@ -280,6 +286,9 @@ impl Broker {
             }
             Request::Committed { group, topic } => {
                 self.state.topic(&topic)?;
+                if self.state.pending(&group).any(|at| at.topic == topic) {
+                    return Err(Refusal::new(Code::UnstableOffsetCommit, format!("find the offsets of {group} in {topic}")));
+                }
                 let all = self.state.offsets.get(&group).into_iter().flatten();
                 Ok(Response::Offsets(all.filter(|(p, _)| p.topic == topic).map(|(p, o)| (p.partition, *o)).collect()))
             }
@@ -376,14 +385,11 @@ impl Broker {
     }
 
     fn positions(&self, group: &str, partitions: BTreeSet<TopicPartition>) -> Result<Response, Refusal> {
-        let pending = |at: &TopicPartition| {
-            let open = self.state.producers.values().filter_map(|p| p.open.as_ref());
-            open.filter_map(|t| t.offsets.get(group)).any(|offsets| offsets.contains_key(at))
-        };
+        let pending: BTreeSet<_> = self.state.pending(group).collect();
         let mut found = BTreeMap::new();
         for at in partitions {
             let partition = self.state.partition(&at)?;
-            if pending(&at) {
+            if pending.contains(&at) {
                 let what = format!("find where {group} goes on in {}-{}", at.topic, at.partition);
                 return Err(Refusal::new(Code::UnstableOffsetCommit, what));
             }

@@ -172,7 +172,7 @@ impl<L: Link> Client<L> {
                 // An earlier attempt may have been carried out although the last one was not.
                 return Err(match error {
                     LinkError::Unsent(refusal) if maybe => LinkError::Lost(refusal).into_port(),
-                    LinkError::Refused(refusal) if maybe && refusal.code.disposition() == Disposition::Retryable => {
+                    LinkError::Refused(refusal) if maybe && refusal.code == Code::KafkaStorageError => {
                         LinkError::Lost(refusal).into_port()
                     }
                     error => error.into_port(),
@@ -345,7 +345,7 @@ impl<L: Link> Member<L> {
         let positions = match self.client.link.call(request).await {
             Ok(Response::Positions(positions)) => positions,
             Ok(other) => return Err(unexpected(other)),
-            Err(LinkError::Refused(refusal)) if !refusal.code.passes() && refusal.code != Code::UnstableOffsetCommit => {
+            Err(LinkError::Refused(refusal)) if !refusal.code.passes() => {
                 return Err(refusal.into());
             }
             // The owner before may still commit newer offsets: ask again soon.

@@ -103,7 +103,10 @@ impl Code {
 
     /// Whether a client repeats the same request by itself for a while. Not on a full or broken disk: somebody must look.
     pub fn passes(self) -> bool {
-        matches!(self, Self::CoordinatorNotAvailable | Self::NetworkException | Self::RequestTimedOut)
+        matches!(
+            self,
+            Self::CoordinatorNotAvailable | Self::NetworkException | Self::RequestTimedOut | Self::UnstableOffsetCommit
+        )
     }
 }
 

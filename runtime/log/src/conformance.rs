@@ -103,11 +103,13 @@ impl World {
         self.log.join(spec).await.expect("the member joins")
     }
 
+    /// Everything that is committed now.
     async fn read_all(&self, partition: &TopicPartition) -> Vec<LogRecord> {
-        let (start, end) = self.log.offsets(&partition.topic).await.expect("the topic is there")[&partition.partition];
-        let mut offset = start;
+        let bounds = || async { self.log.offsets(&partition.topic).await.expect("the topic is there")[&partition.partition] };
+        let mut offset = bounds().await.0;
         let mut all = Vec::new();
-        while offset < end {
+        // The end may move meanwhile, and a transaction is read whole then.
+        while offset < bounds().await.1 {
             let (records, next) = self.log.read(partition, offset, 7).await.expect("the partition is read");
             assert!(records.len() <= 7, "no more than asked for");
             assert!(next > offset, "reading at {offset} goes on");
@@ -116,6 +118,16 @@ impl World {
             all.extend(records);
         }
         all
+    }
+
+    /// Reads until a commit has become visible: `before` it, nothing else than that is seen.
+    async fn becomes(&self, partition: &TopicPartition, before: &[&str], after: &[&str]) {
+        let seen = || async {
+            let seen = texts(&self.read_all(partition).await);
+            assert!(seen == after || seen == before, "{seen:?} is neither {before:?} nor {after:?}");
+            (seen == after).then_some(())
+        };
+        self.until("a commit becomes visible", seen).await;
     }
 
     /// Asks again until the answer is there.
@@ -206,7 +218,8 @@ pub async fn records_keep_their_order_and_content(world: &World) {
         let mut records = Vec::new();
         for i in 0..50 {
             let key = (i % 3 > 0).then(|| Bytes::from(format!("k{i}")));
-            let value = (i % 7 > 0).then(|| Bytes::from(format!("{call}/{i}")));
+            // A tombstone and an empty value are two things.
+            let value = (i % 7 > 0).then(|| if i % 7 == 1 { Bytes::new() } else { Bytes::from(format!("{call}/{i}")) });
             let headers = (0..i % 4).map(|h| (format!("h{h}"), Bytes::from(vec![h as u8, 0, 255]))).collect();
             records.push(OutRecord { topic: topic.clone(), partition: Some(i % 2), key, value, headers });
         }
@@ -218,6 +231,9 @@ pub async fn records_keep_their_order_and_content(world: &World) {
     let after = world.env.now().timestamp_millis();
     for (partition, sent) in sent {
         let found = world.read_all(&at(&topic, partition)).await;
+        let end = world.log.offsets(&topic).await.expect("the topic is there")[&partition].1;
+        let nothing = world.log.read(&at(&topic, partition), end, 10).await.expect("the end is a position");
+        assert_eq!(nothing, (Vec::new(), end));
         assert_eq!(found.len(), sent.len());
         assert!(found.windows(2).all(|w| w[0].offset < w[1].offset), "offsets rise");
         for (found, sent) in found.iter().zip(&sent) {
@@ -253,10 +269,9 @@ pub async fn a_transaction_is_visible_whole_or_not_at_all(world: &World) {
     assert_eq!(texts(&world.read_all(&at(&topic, 1)).await), Vec::<String>::new());
     assert_eq!(world.log.offsets(&topic).await.expect("the topic is there"), BTreeMap::from([(0, (0, 1)), (1, (0, 0))]));
     producer.commit().await.expect("the transaction commits");
-    let even = (0..20).step_by(2).map(|i| i.to_string());
-    let expected: Vec<_> = ["before".to_owned()].into_iter().chain(even).chain(["behind".to_owned()]).collect();
-    assert_eq!(texts(&world.read_all(&at(&topic, 0)).await), expected);
-    assert_eq!(world.read_all(&at(&topic, 1)).await.len(), 10);
+    let even = ["before", "0", "2", "4", "6", "8", "10", "12", "14", "16", "18", "behind"];
+    world.becomes(&at(&topic, 0), &["before"], &even).await;
+    world.becomes(&at(&topic, 1), &[], &["1", "3", "5", "7", "9", "11", "13", "15", "17", "19"]).await;
 }
 
 /// Records of an aborted transaction are never seen, and do not hold up what follows.
@@ -269,7 +284,7 @@ pub async fn an_aborted_transaction_is_never_seen(world: &World) {
         if commit { producer.commit().await } else { producer.abort().await }.expect("the transaction ends");
     }
     producer.abort().await.expect("an abort of nothing is no error");
-    assert_eq!(texts(&world.read_all(&at(&topic, 0)).await), ["b", "b", "d", "d"]);
+    world.becomes(&at(&topic, 0), &["b", "b"], &["b", "b", "d", "d"]).await;
     // A group sees the same, and is told that it has caught up although markers lie behind the last record.
     let mut member = world.join(&world.group("aborted", "m", &topic)).await;
     let mut seen = Vec::new();
@@ -307,13 +322,19 @@ pub async fn offsets_commit_with_their_transaction(world: &World) {
     let mut member = world.join(&spec).await;
     assert_eq!(world.values(member.as_mut(), 10).await.len(), 10);
     let committed = || async { world.log.committed(&spec.group, &topic).await.expect("the group is asked") };
+    assert_eq!(committed().await, BTreeMap::new(), "a group that has committed nothing");
     let mut producer = world.producer("offsets").await;
     for (offset, commit, expected) in [(3, false, None), (5, true, Some(5)), (9, false, Some(5)), (10, true, Some(10))] {
-        let before = committed().await;
         producer.begin().await.expect("a transaction begins");
         let offsets = BTreeMap::from([(at(&topic, 0), offset)]);
         producer.send_offsets(&offsets, &member.metadata()).await.expect("offsets are accepted");
-        assert_eq!(committed().await, before, "an open transaction moves nothing");
+        // Who asks now is not told something that may be old in a moment.
+        let early = tokio::select! {
+            biased;
+            early = committed() => Some(early),
+            () = world.env.sleep(Duration::from_millis(300)) => None,
+        };
+        assert_eq!(early, None, "the answer waits for the end of the transaction");
         if commit { producer.commit().await } else { producer.abort().await }.expect("the transaction ends");
         assert_eq!(committed().await, expected.map(|o| (0, o)).into_iter().collect());
     }
@@ -336,6 +357,14 @@ pub async fn a_zombie_producer_is_fenced(world: &World) {
     fails(zombie.commit().await, &["INVALID_PRODUCER_EPOCH"], Disposition::Permanent);
     fails(zombie.begin().await, &["INVALID_PRODUCER_EPOCH"], Disposition::Permanent);
     heir.commit().await.expect("the heir commits");
+    world.becomes(&at(&topic, 0), &[], &["heir"]).await;
+    // The same for one that is in the middle of sending.
+    let mut sending = heir;
+    sending.begin().await.expect("a transaction begins");
+    sending.send(vec![record(&topic, 0, "first")]).await.expect("records are accepted");
+    world.producer("zombie").await;
+    fails(sending.send(vec![record(&topic, 0, "second")]).await, &["INVALID_PRODUCER_EPOCH"], Disposition::Permanent);
+    fails(sending.abort().await, &["INVALID_PRODUCER_EPOCH"], Disposition::Permanent);
     assert_eq!(texts(&world.read_all(&at(&topic, 0)).await), ["heir"]);
 }
 
@@ -654,14 +683,20 @@ pub async fn the_newest_value_of_a_key_is_kept(world: &World) {
         producer.send(records).await.expect("records are accepted");
         if commit { producer.commit().await } else { producer.abort().await }.expect("the transaction ends");
     }
-    let mut found = BTreeMap::new();
-    for r in world.read_all(&at(&topic, 0)).await {
-        let key = String::from_utf8_lossy(r.key.as_deref().unwrap_or_default()).into_owned();
-        found.insert(key, r.value.as_deref().map(|v| String::from_utf8_lossy(v).into_owned()));
-    }
     expected.retain(|_, value| value.is_some());
-    found.retain(|_, value| value.is_some());
-    assert_eq!(found, expected);
+    let (log, partition) = (world, at(&topic, 0));
+    let folded = || async {
+        let mut found = BTreeMap::new();
+        for r in log.read_all(&partition).await {
+            let key = String::from_utf8_lossy(r.key.as_deref().unwrap_or_default()).into_owned();
+            found.insert(key, r.value.as_deref().map(|v| String::from_utf8_lossy(v).into_owned()));
+        }
+        found.retain(|_, value| value.is_some());
+        (found == expected).then_some(())
+    };
+    world.until("the newest values are read", folded).await;
+    let mut plain = world.log.producer(None).await.expect("a producer is made");
+    fails(plain.send(vec![record(&topic, 0, "no key")]).await, &["INVALID_RECORD"], Disposition::Permanent);
 }
 
 /// A record above the limit is refused together with everything of its call; the producer goes on.
@@ -676,7 +711,7 @@ pub async fn a_too_large_record_is_refused_and_nothing_is_kept(world: &World) {
     fails(producer.send(call()).await, &["MESSAGE_TOO_LARGE"], Disposition::Permanent);
     producer.send(vec![record(&topic, 0, "transactional")]).await.expect("the transaction goes on");
     producer.commit().await.expect("the transaction commits");
-    assert_eq!(texts(&world.read_all(&at(&topic, 0)).await), ["plain", "transactional"]);
+    world.becomes(&at(&topic, 0), &["plain"], &["plain", "transactional"]).await;
 }
 
 /// Offsets are set by hand only while nobody reads.
@@ -720,9 +755,9 @@ pub async fn after_a_restart(world: &World) {
     assert_eq!(texts(&world.read_all(&at(&topic, 0)).await), ["plain", "committed"]);
     assert_eq!(texts(&world.read_all(&at(&topic, 1)).await), ["committed"]);
     let spec = world.group("restart", "a", &topic);
-    assert_eq!(world.log.committed(&spec.group, &topic).await.expect("the group is asked"), BTreeMap::from([(0, 1)]));
     // The heir of the transactional id ends what was open.
     let mut producer = world.producer("restart").await;
+    assert_eq!(world.log.committed(&spec.group, &topic).await.expect("the group is asked"), BTreeMap::from([(0, 1)]));
     let mut member = world.join(&spec).await;
     let mut read = world.values(member.as_mut(), 2).await;
     read.sort();
@@ -730,6 +765,6 @@ pub async fn after_a_restart(world: &World) {
     producer.begin().await.expect("a transaction begins");
     producer.send(vec![record(&topic, 0, "after")]).await.expect("records are accepted");
     producer.commit().await.expect("the transaction commits");
-    assert_eq!(texts(&world.read_all(&at(&topic, 0)).await), ["plain", "committed", "after"]);
+    world.becomes(&at(&topic, 0), &["plain", "committed"], &["plain", "committed", "after"]).await;
     member.close().await.expect("the member leaves");
 }

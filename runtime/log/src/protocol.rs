@@ -56,7 +56,7 @@ pub enum Request {
         /// Milliseconds since 1970.
         time_ms: i64,
     },
-    /// Committed offsets of a group.
+    /// Committed offsets of a group: refused while an open transaction holds newer ones.
     Committed {
         /// Group.
         group: String,

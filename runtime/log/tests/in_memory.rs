@@ -135,11 +135,13 @@ async fn effects_rebuild_the_state() {
         println!("{name}");
         promise(world(&before)).await;
     }
-    let mut rebuilt = State::default();
-    let mut broker = before.broker.lock().expect("the broker");
-    broker.take_effects().into_iter().for_each(|effect| rebuilt.apply(effect));
-    assert_eq!(&rebuilt, broker.state());
-    drop(broker);
+    let rebuilt = {
+        let mut rebuilt = State::default();
+        let mut broker = before.broker.lock().expect("the broker");
+        broker.take_effects().into_iter().for_each(|effect| rebuilt.apply(effect));
+        assert_eq!(&rebuilt, broker.state());
+        rebuilt
+    };
     RESTART[1].1(world(&Direct::new(Limits::KAFKA, rebuilt, Vec::new()))).await;
 }
 
@@ -190,7 +192,7 @@ async fn a_full_log_refuses_and_recovers_with_retention() {
     };
     assert_eq!((error.code.as_deref(), error.disposition), (Some("KAFKA_STORAGE_ERROR"), Disposition::Retryable));
     assert!(kept >= 8, "{kept}");
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_secs(61)).await;
     producer.send(vec![record()]).await.expect("there is room again");
 }
 
