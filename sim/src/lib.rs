@@ -1,5 +1,6 @@
 //! The simulator: the production platform in one process, under one seed and one virtual clock.
 
+pub mod broker;
 pub mod faults;
 pub mod host;
 pub mod interpose;

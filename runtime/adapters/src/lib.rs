@@ -1,27 +1,34 @@
-//! The real adapters of the ports: system clock, a folder of CSV files, SQLite ledger, log notifier, history file, metrics.
+//! The real adapters of the ports: system clock, a folder of CSV files or PostgreSQL as source, an event log in files or in
+//! Kafka, schema registries, ledgers and a warehouse in SQLite and PostgreSQL, log notifier, history file, metrics.
 #![expect(clippy::disallowed_methods, reason = "adapters are the other side of the ports: they own files and the clock")]
 
 mod csv_source;
+mod embedded_log;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod ledger;
 mod metrics;
-mod registry_embedded;
-mod registry_http;
 mod postgres;
 mod postgres_ledger;
 mod postgres_source;
 mod postgres_warehouse;
 mod postgres_wire;
+mod registry_embedded;
+mod registry_http;
 mod system;
 
 pub use csv_source::CsvSource;
+pub use embedded_log::{EmbeddedLog, EmbeddedLogConfig, FileLink, open_embedded_log};
+#[cfg(feature = "kafka")]
+pub use kafka::{KafkaConfig, KafkaLog};
 pub use ledger::SqliteLedger;
 pub use metrics::PrometheusMetrics;
-pub use registry_embedded::EmbeddedRegistry;
-pub use registry_http::{HttpRegistry, HttpRegistrySettings};
 pub use postgres::{PostgresServer, disposition};
 pub use postgres_ledger::PostgresLedger;
 pub use postgres_source::{CopyReader, NaiveTimestamps, PostgresSource, PostgresSourceConfig};
 pub use postgres_warehouse::PostgresWarehouse;
+pub use registry_embedded::EmbeddedRegistry;
+pub use registry_http::{HttpRegistry, HttpRegistrySettings};
 pub use system::{FileHistory, LogNotifier, SystemEnv};
 
 use std::{path::Path, sync::Arc};

@@ -14,7 +14,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use chrono::NaiveDate;

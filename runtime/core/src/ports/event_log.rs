@@ -29,9 +29,10 @@ pub struct TopicSpec {
     pub name: String,
     /// Number of partitions, at least 1.
     pub partitions: i32,
-    /// How long records are kept; `None` keeps them for ever.
+    /// How long records are kept at least; `None` keeps them for ever.
     pub retention: Option<Duration>,
-    /// Keeps only the newest record of a key, for changelogs; an empty value deletes the key.
+    /// Keeps the newest record of each key, for changelogs; older ones go some time later, and so does a tombstone with its
+    /// key. A record without key is refused with `INVALID_RECORD`.
     pub compact: bool,
 }
 
@@ -71,7 +72,8 @@ pub struct OutRecord {
 pub enum StartAt {
     /// The oldest record that is kept.
     Earliest,
-    /// Only records from now on; somebody asked for it by name.
+    /// Only records from now on; somebody asked for it by name. Until the group commits, each new owner of a partition
+    /// begins at the end of its own moment.
     Latest,
 }
 
@@ -80,7 +82,8 @@ pub enum StartAt {
 pub struct GroupSpec {
     /// Group, for example `realtime_metrics`.
     pub group: String,
-    /// Name of this member; the same name after a restart takes the same place.
+    /// Name of this member. After a restart the same name takes the same place at once, where the log can (Kafka cannot
+    /// without giving up [`GroupConsumer::close`]: the place is free after the session timeout).
     pub member: String,
     /// Topics.
     pub topics: Vec<String>,
@@ -95,7 +98,7 @@ pub struct GroupSpec {
 pub struct GroupMetadata {
     /// Group.
     pub group: String,
-    /// Member.
+    /// Member, as the log itself names it; not always the name in [`GroupSpec`].
     pub member: String,
     /// Generation of the group's assignment.
     pub generation: i32,
@@ -118,9 +121,10 @@ pub enum Polled {
         partition: TopicPartition,
         /// Committed records.
         records: Vec<LogRecord>,
-        /// Where reading goes on: past the last record and any marker behind it.
+        /// Where reading goes on: past the last record, and past a marker behind it where the log tells (Kafka does not).
         next_offset: i64,
-        /// The partition's last stable offset when they were read; equal to `next_offset` means caught up.
+        /// The partition's last stable offset when they were read, about; equal to `next_offset` means caught up, and
+        /// that is told once for each end that is reached.
         end_offset: i64,
     },
 }
@@ -128,10 +132,10 @@ pub enum Polled {
 /// A partitioned log. Cheap to share; consumers and producers are made from it.
 #[async_trait]
 pub trait EventLog: fmt::Debug + Send + Sync {
-    /// Creates a topic. Idempotent: an equal topic is no error.
+    /// Creates a topic. Idempotent: a topic that exists keeps its retention and compaction, and is no error.
     ///
     /// # Errors
-    /// `Permanent` when a topic of this name has another number of partitions.
+    /// `Permanent` with code `TOPIC_ALREADY_EXISTS` when a topic of this name has another number of partitions.
     async fn create_topic(&self, spec: &TopicSpec) -> Result<()>;
     /// Oldest kept offset and last stable offset (exclusive) of each partition.
     ///
@@ -140,9 +144,13 @@ pub trait EventLog: fmt::Debug + Send + Sync {
     async fn offsets(&self, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>>;
     /// First offset of each partition whose append time is at or after `time_ms`; the end when there is none.
     async fn offsets_at(&self, topic: &str, time_ms: i64) -> Result<BTreeMap<i32, i64>>;
-    /// Committed offsets (the next to read) of a group; partitions without one are absent.
+    /// Committed offsets (the next to read) of a group; partitions without one are absent. While an open transaction holds
+    /// newer ones the answer waits for its end, so that whoever goes on from here repeats nothing.
+    ///
+    /// # Errors
+    /// `Retryable` with code `UNSTABLE_OFFSET_COMMIT` or `REQUEST_TIMED_OUT` when it does not end in time.
     async fn committed(&self, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>>;
-    /// Sets committed offsets of a group that has no members.
+    /// Sets committed offsets of a group that has no members. Do not call it while a transaction holds some.
     ///
     /// # Errors
     /// `Retryable` with code `NON_EMPTY_GROUP` while it has.
@@ -151,24 +159,32 @@ pub trait EventLog: fmt::Debug + Send + Sync {
     /// Returns the records and where to go on; a position equal to the end means there is nothing more now.
     ///
     /// # Errors
-    /// `Permanent` with code `OFFSET_OUT_OF_RANGE` when `offset` is not kept any more.
+    /// `Permanent` with code `OFFSET_OUT_OF_RANGE` when `offset` is not kept any more, or does not exist yet.
     async fn read(&self, partition: &TopicPartition, offset: i64, max_records: usize) -> Result<(Vec<LogRecord>, i64)>;
     /// Joins a group. Partitions arrive with [`Polled::Assigned`].
+    ///
+    /// # Errors
+    /// `Permanent` with code `UNKNOWN_TOPIC_OR_PARTITION` when one of the topics does not exist.
     async fn join(&self, spec: &GroupSpec) -> Result<Box<dyn GroupConsumer>>;
     /// A producer. With a transactional id, an older producer of the same id is fenced and its open transaction aborted;
     /// without one, each [`Producer::send`] is durable by itself when it returns, and `begin` is an error.
     async fn producer(&self, transactional_id: Option<&str>) -> Result<Box<dyn Producer>>;
 }
 
-/// A member of a consumer group. Dropping it leaves the group at the session timeout; [`GroupConsumer::close`] at once.
+/// A member of a consumer group. Dropping it leaves the group within the session timeout; [`GroupConsumer::close`] at once.
 #[async_trait]
 pub trait GroupConsumer: fmt::Debug + Send {
     /// Waits up to `wait` for the next thing to know. Must be called more often than the session timeout.
     ///
     /// # Errors
-    /// `Permanent` with code `OFFSET_OUT_OF_RANGE` when the committed offset is not kept any more: never skipped silently.
+    /// `Permanent` with code `OFFSET_OUT_OF_RANGE` when a position is not kept any more: never skipped silently, and told by
+    /// each poll until a [`GroupConsumer::seek`]. `Permanent` with code `FENCED_INSTANCE_ID` when another member has taken
+    /// this one's name.
     async fn poll(&mut self, wait: Duration) -> Result<Polled>;
     /// Moves the position of an assigned partition. Records read before and not returned yet are dropped.
+    ///
+    /// # Errors
+    /// `Permanent` when the partition is not assigned; the same for pause and resume.
     async fn seek(&mut self, partition: &TopicPartition, offset: i64) -> Result<()>;
     /// Stops returning records of these partitions; polls go on, membership is kept. Idempotent.
     async fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()>;
@@ -183,13 +199,15 @@ pub trait GroupConsumer: fmt::Debug + Send {
 /// A producer. With a transactional id the order of calls is begin, send and send_offsets, commit or abort.
 ///
 /// Errors tell what to do: `Retryable` repeat the same call, `Unknown` the transaction must be aborted and its outcome
-/// looked up in the committed offsets, `Permanent` with code `INVALID_PRODUCER_EPOCH` (fenced) drop this producer.
+/// looked up in the committed offsets, `Permanent` with code `INVALID_PRODUCER_EPOCH` (fenced by a newer producer, or by
+/// the broker because the transaction took too long) drop this producer. A call out of order is `Permanent` with code
+/// `INVALID_TXN_STATE`.
 #[async_trait]
 pub trait Producer: fmt::Debug + Send {
     /// Begins a transaction.
     async fn begin(&mut self) -> Result<()>;
-    /// Appends records, in order within a partition. Returns when they are durable, or inside a transaction when they
-    /// are accepted.
+    /// Appends records, in order within a partition. Returns when they are durable, or inside a transaction when the
+    /// broker has accepted them.
     ///
     /// # Errors
     /// `Permanent` with code `MESSAGE_TOO_LARGE` for a record above the log's limit; nothing of the call is kept then.
@@ -197,9 +215,11 @@ pub trait Producer: fmt::Debug + Send {
     /// Puts the group's next offsets into the transaction.
     ///
     /// # Errors
-    /// `Unknown` with code `ILLEGAL_GENERATION` when the member is not of the present generation: abort.
+    /// `Unknown` with code `ILLEGAL_GENERATION`, `UNKNOWN_MEMBER_ID` or `FENCED_INSTANCE_ID` when the member is not of the
+    /// present generation: abort.
     async fn send_offsets(&mut self, offsets: &BTreeMap<TopicPartition, i64>, group: &GroupMetadata) -> Result<()>;
-    /// Makes the transaction visible. Repeating it after `Unknown` is safe.
+    /// Makes the transaction durable; readers see it soon after, in each partition whole. Repeating it after `Unknown` is
+    /// safe.
     async fn commit(&mut self) -> Result<()>;
     /// Throws the transaction away. Idempotent.
     async fn abort(&mut self) -> Result<()>;

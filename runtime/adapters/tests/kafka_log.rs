@@ -1,0 +1,90 @@
+//! The Kafka adapter passes the port's suite on a real broker.
+//!
+//! The broker is the one of `SIMULACRO_KAFKA` (`host:port`), else one that `ci/services-kafka` starts on this machine and
+//! stops afterwards. Without either the test says so and passes, except under `CI=true`, where it fails.
+#![cfg(feature = "kafka")]
+#![expect(clippy::disallowed_methods, reason = "a test starts the broker that it needs")]
+
+use std::{path::Path, process::Command, sync::Arc, time::Duration};
+
+use simulacro_adapters::{KafkaConfig, KafkaLog, SystemEnv};
+use simulacro_core::ports::Env;
+use simulacro_log::conformance::{PROMISES, RESTART, World};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../ci/services-kafka");
+
+/// A broker for these tests; it is stopped when this is dropped, however the test ends.
+struct Broker {
+    dir: tempfile::TempDir,
+    address: String,
+}
+
+impl Broker {
+    fn start(dir: tempfile::TempDir) -> Result<Self, String> {
+        let address = script("fast", dir.path())?;
+        Ok(Self { dir, address })
+    }
+    fn restart(&mut self) {
+        script("stop", self.dir.path()).expect("the broker stops");
+        self.address = script("fast", self.dir.path()).expect("the broker starts again");
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Err(error) = script("stop", self.dir.path()) {
+            eprintln!("stop the broker: {error}");
+        }
+    }
+}
+
+fn script(action: &str, dir: &Path) -> Result<String, String> {
+    let output = Command::new(SCRIPT).arg(action).arg(dir).output().map_err(|e| format!("run {SCRIPT}: {e}"))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn world(address: &str, prefix: &str, session: Duration) -> World {
+    World {
+        log: Arc::new(KafkaLog::new(KafkaConfig::new(address)).expect("a Kafka client")),
+        env: Arc::new(SystemEnv::default()),
+        prefix: prefix.to_owned(),
+        patience: Duration::from_secs(60),
+        session,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_keeps_every_promise() {
+    let prefix = format!("it-{}", SystemEnv::default().new_id());
+    let mut own = None;
+    // A foreign broker has Kafka's default for the shortest session.
+    let (address, session) = match std::env::var("SIMULACRO_KAFKA") {
+        Ok(address) => (address, Duration::from_secs(6)),
+        Err(_) => match Broker::start(tempfile::tempdir().expect("a temporary folder")) {
+            Ok(broker) => (own.insert(broker).address.clone(), Duration::from_secs(3)),
+            Err(error) if std::env::var("CI").is_ok_and(|ci| ci == "true") => panic!("no Kafka, and CI=true: {error}"),
+            Err(error) => {
+                eprintln!("SKIPPED: Kafka was not tested: {error}");
+                return;
+            }
+        },
+    };
+    let only = std::env::var("SIMULACRO_PROMISE").ok();
+    for (name, promise) in PROMISES.iter().filter(|(name, _)| only.as_ref().is_none_or(|only| name.contains(only.as_str()))) {
+        let begun = std::time::Instant::now();
+        promise(world(&address, &prefix, session)).await;
+        println!("{name}: {:?}", begun.elapsed());
+    }
+    match own {
+        Some(mut broker) => {
+            RESTART[0].1(world(&broker.address, &prefix, session)).await;
+            broker.restart();
+            RESTART[1].1(world(&broker.address, &prefix, session)).await;
+            println!("{} and {}", RESTART[0].0, RESTART[1].0);
+        }
+        None => eprintln!("SKIPPED: a foreign broker is not restarted"),
+    }
+}
