@@ -133,7 +133,11 @@ async fn a_cut_at_any_byte_loses_nothing_acknowledged_and_shows_nothing_uncommit
         let mut plain = log.producer(None).await.expect("a producer is made");
         drop(log.producer(Some("p")).await.expect("the heir ends what was open"));
         plain.send(vec![record(1, "after")]).await.expect("a record is sent");
-        assert_eq!(seen(&log).await.0[1].last().map(String::as_str), Some("after"), "cut at {cut}");
+        let last = seen(&log).await;
+        assert_eq!(last.0[1].last().map(String::as_str), Some("after"), "cut at {cut}");
+        // What was written behind the cut is found again, too.
+        drop((log, plain));
+        assert_eq!(seen(&open(copy.path(), QUICK).await).await, last, "cut at {cut}, opened again");
     }
 }
 
