@@ -89,6 +89,9 @@ impl Env for Direct {
     async fn sleep(&self, duration: Duration) {
         tokio::time::sleep(duration).await;
     }
+    fn random(&self) -> u64 {
+        unreachable!("a broker draws nothing")
+    }
     fn new_id(&self) -> String {
         unreachable!("the suite makes no ids")
     }
