@@ -5,12 +5,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { printf '\033[1m== %s\033[0m\n' "$*"; }
 
-need() { # need COMMAND PACKAGE: installs PACKAGE with apt when COMMAND is missing
-  command -v "$1" >/dev/null 2>&1 && return 0
+install() { # install PACKAGE WHAT: installs a Debian package and says what for
   local sudo=""
   [ "$(id -u)" = 0 ] || sudo="sudo"
-  say "installing $2 (provides $1)"
-  $sudo apt-get update -qq && $sudo apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+  say "installing $1 ($2)"
+  $sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$1" >/dev/null
+}
+
+need() { # need COMMAND PACKAGE: installs PACKAGE when COMMAND is missing
+  command -v "$1" >/dev/null 2>&1 || install "$2" "provides $1"
 }
 
 command -v cargo >/dev/null 2>&1 || { echo "error: cargo not found; install Rust 1.95 or later first (rustup)" >&2; exit 2; }

@@ -100,8 +100,12 @@ fn a_day_without_rows_is_held_by_its_volume() {
 fn an_unknown_key_of_the_configuration_is_named_with_its_place() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let config = dir.path().join("simulacro.toml");
-    std::fs::write(&config, "alert_after_s = 60\nstartup_s = 0\ntimeout = 3\n[source_policy]\nkind = \"wait\"\n")
-        .expect("written");
+    std::fs::write(
+        &config,
+        "alert_after_s = 60\nstartup_s = 0\ntimeout = 3\nretry = { retries = 1, backoff_s = 1, deadline_s = 1 }\n\
+         source_policy = { kind = \"wait\", every_s = 1, deadline_s = 1 }\n",
+    )
+    .expect("written");
     let (source, data) = (source(dir.path(), |text| text), dir.path().join("data"));
     let path = |p: &std::path::Path| p.to_str().expect("a path").to_owned();
     let arguments = ["batch", "run", "--source", &path(&source), "--data", &path(&data), "--config", &path(&config)];
