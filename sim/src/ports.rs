@@ -63,7 +63,7 @@ impl Env for SimEnv {
         tokio::time::sleep(duration).await;
     }
     fn random(&self) -> u64 {
-        self.jitter.lock().map_or(0, |mut stream| stream.next())
+        self.jitter.lock().map_or(0, |mut stream| stream.draw())
     }
     fn new_id(&self) -> String {
         format!("sim-{}", self.ids.fetch_add(1, Ordering::SeqCst))

@@ -27,7 +27,7 @@ impl Stream {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         let mut hash = Sha256::new();
         hash.update(self.key);
         hash.update(self.drawn.to_le_bytes());
@@ -39,12 +39,12 @@ impl Stream {
 
     /// A number from `low` to `high`, both inclusive.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
+        low + self.draw() % (high - low + 1)
     }
 
     /// True in `share.0` of `share.1` draws.
     pub fn chance(&mut self, share: (u64, u64)) -> bool {
-        self.next() % share.1 < share.0
+        self.draw() % share.1 < share.0
     }
 }
 
@@ -55,11 +55,11 @@ mod tests {
     #[test]
     fn a_stream_depends_on_its_path_only() {
         let mut parent = Stream::root(7);
-        let before = parent.child("faults").next();
-        parent.next();
-        assert_eq!(parent.child("faults").next(), before);
-        assert_ne!(parent.child("workload").next(), before);
-        assert_ne!(Stream::root(8).child("faults").next(), before);
+        let before = parent.child("faults").draw();
+        parent.draw();
+        assert_eq!(parent.child("faults").draw(), before);
+        assert_ne!(parent.child("workload").draw(), before);
+        assert_ne!(Stream::root(8).child("faults").draw(), before);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a `SchemaRegistry` promises, for the registry in memory, the one in a file, and a real one.
 //!
 //! A suite uses subjects of its own, named with `run`, so that a registry may be shared and used again.
+#![expect(clippy::disallowed_methods, reason = "a test damages a file")]
 
 use std::{sync::Arc, time::Duration};
 

@@ -486,6 +486,6 @@ fn close_up<'a>(events: &[Event], runs: &'a [Run], whole: View) -> Option<(&'a R
     let of = |run: &Run| events.iter().filter(write).map(|e| e.time).find(|at| (run.from..=run.to).contains(at));
     let (run, first) = runs.iter().rev().find_map(|run| Some((run, of(run)?)))?;
     let source = events.iter().filter(|e| e.component == "table_source" && (run.from..=first).contains(&e.time));
-    let view = View { from: source.map(|e| e.time).last().unwrap_or(first), to: run.to }.padded();
+    let view = View { from: source.map(|e| e.time).next_back().unwrap_or(first), to: run.to }.padded();
     ((whole.to - whole.from) > (view.to - view.from) * 20).then_some((run, view))
 }

@@ -4,6 +4,7 @@
 //! `http://127.0.0.1:8080/apis/ccompat/v7`. Without it, Apicurio is fetched once through Maven into the user's cache, and
 //! started on loopback, with its storage in memory. It ends with the process that started it, however that ends: a shell
 //! beside it waits for the end of its standard input.
+#![expect(clippy::disallowed_methods, reason = "a test starts a real server")]
 
 use std::{
     fs,
