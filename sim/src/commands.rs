@@ -7,7 +7,13 @@ use std::{
 
 use clap::Args;
 use simulacro_core::history::Event;
-use simulacro_sim::{faults::CATALOGUE, interpose, scenario::Scenario, swarm, world::Judgement};
+use simulacro_sim::{
+    faults::{CATALOGUE, Fault},
+    interpose,
+    scenario::Scenario,
+    swarm,
+    world::Judgement,
+};
 
 use crate::{Failure, Job, in_parallel, judged, load, show};
 
@@ -171,6 +177,50 @@ pub fn shrink(path: &Path, seed: Option<u64>, out: Option<&Path>) -> Result<u8, 
     );
     println!("repeat    simulacro-sim run {} --seed {seed}", out.display());
     Ok(0)
+}
+
+/// Kills the worker at every call to the store, once for each, and wants the tables of a run in which it lived.
+pub fn crash_points(path: &Path, seed: Option<u64>, jobs: usize) -> Result<u8, Failure> {
+    let began = interpose::real_nanos();
+    let mut scenario = load(path)?;
+    let seed = seed.unwrap_or(scenario.seeds[0]);
+    scenario.fault.retain(|f| !matches!(f, Fault::WorkerCrash { .. }));
+    let work = tempfile::tempdir()?;
+    let (_, clean, _) = run_drawn(work.path(), "clean", &scenario, seed)?;
+    if clean.verdict != "holds" {
+        return Err(format!("{} seed {seed} does not hold even when nobody dies: {:?}", path.display(), clean.problems).into());
+    }
+    let (mut held, mut failed) = (0, 0);
+    in_parallel(
+        (1..=clean.store_calls).collect(),
+        jobs,
+        |&call| {
+            let mut story = scenario.clone();
+            story.fault.push(Fault::WorkerCrash { at_calls: vec![call], down_s: 30 });
+            // Against the run in which it lived, so no twin has to be run for each.
+            (story.expect.converges, story.expect.fired_min) = (false, 1);
+            run_drawn(work.path(), &format!("crash-{call}"), &story, seed).map(|ran| (story, ran))
+        },
+        |call, result: Result<_, Failure>| {
+            let (story, (job, mut judgement, wall)) = result?;
+            if judgement.hashes != clean.hashes {
+                judgement.verdict = "violated".into();
+                judgement
+                    .problems
+                    .push(format!("invariant converges: found tables {:?}, expected {:?}", judgement.hashes, clean.hashes));
+            }
+            if judgement.verdict == "holds" {
+                held += 1;
+            } else {
+                failed += 1;
+                println!("death at call {call}:");
+                show(&job, &story, &judgement, wall);
+            }
+            Ok(())
+        },
+    )?;
+    println!("{} calls to the store, a death at each: {held} hold, {failed} fail, in {:.0} s", clean.store_calls, seconds(began));
+    Ok(u8::from(failed > 0))
 }
 
 fn read_history(path: &Path) -> Result<Vec<Event>, Failure> {

@@ -94,6 +94,17 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+    /// Kills the worker at every call to the store, one run for each, and wants the same tables
+    CrashPoints {
+        /// TOML file
+        scenario: PathBuf,
+        /// Instead of the scenario's first seed
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Runs at a time
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+    },
     /// Tells a run in order: faults, attempts, commits, alerts, and what was judged
     Explain {
         /// TOML file
@@ -290,6 +301,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         }
         Command::Sweep(sweep) => commands::sweep(&sweep),
         Command::Shrink { scenario, seed, out } => commands::shrink(&scenario, seed, out.as_deref()),
+        Command::CrashPoints { scenario, seed, jobs } => commands::crash_points(&scenario, seed, jobs),
         Command::Explain { scenario, seed, all } => commands::explain(&scenario, seed, all),
         Command::Diff { left, right } => commands::diff(&left, &right),
         Command::Faults => {

@@ -281,7 +281,17 @@ fn figures(judgement: &Judgement) -> Markup {
             tr class=(class) { th scope="row" { (fecha) } td { (region) } (cells(*expected)) (cells(*found)) td class="state" { (state) } }
         }
     };
-    let heads = ["day", "region", "expected revenue", "sales", "customers", "mart revenue", "sales", "customers", "state"];
+    let heads = [
+        "day",
+        "region",
+        "oracle revenue",
+        "oracle sales",
+        "oracle customers",
+        "mart revenue",
+        "mart sales",
+        "mart customers",
+        "state",
+    ];
     html! { (table(&caption, &heads, &body)) (left_out(rows.len(), "lines")) }
 }
 

@@ -28,7 +28,7 @@ pub fn repeat(name: &str, seed: u64) -> String {
 }
 
 /// Escapes for XML text and attributes. Characters that XML cannot hold become U+FFFD.
-fn xml(text: &str) -> String {
+fn escaped(text: &str, attribute: bool) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -38,7 +38,8 @@ fn xml(text: &str) -> String {
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&apos;"),
             // Line ends in attributes would be read as spaces.
-            '\n' => out.push_str("&#10;"),
+            '\n' if attribute => out.push_str("&#10;"),
+            '\n' => out.push('\n'),
             '\r' => out.push_str("&#13;"),
             '\t' => out.push_str("&#9;"),
             '\u{0}'..'\u{20}' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
@@ -46,6 +47,11 @@ fn xml(text: &str) -> String {
         }
     }
     out
+}
+
+/// Text of an attribute.
+fn xml(text: &str) -> String {
+    escaped(text, true)
 }
 
 /// Runs by scenario, in order of name.
@@ -102,7 +108,7 @@ pub fn junit(finished: &[Finished]) -> String {
             let message = xml(told.lines().next().unwrap_or_default());
             line(2, format!("{case}>"));
             let kind = xml(&run.judgement.verdict);
-            line(3, format!(r#"<{element} message="{message}" type="{kind}">{}</{element}>"#, xml(&told)));
+            line(3, format!(r#"<{element} message="{message}" type="{kind}">{}</{element}>"#, escaped(&told, false)));
             line(2, "</testcase>".into());
         }
         line(1, "</testsuite>".into());
@@ -134,6 +140,8 @@ fn cell(text: &str) -> String {
 fn block(text: &str) -> String {
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);
+    // A terminal that shows the file must not obey what stands in it.
+    let text: String = text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect();
     format!("{fence}text\n{text}\n{fence}\n")
 }
 

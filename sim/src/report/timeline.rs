@@ -109,7 +109,7 @@ impl View {
         let whole = (self.to - self.from).num_milliseconds().max(1) as f64;
         ((at - self.from).num_milliseconds() as f64 / whole * 100.0).clamp(0.0, 100.0)
     }
-    /// Round moments, at most seven.
+    /// Round moments, at most seven, fewer where each needs its milliseconds.
     fn ticks(self) -> (Vec<DateTime<Utc>>, &'static str) {
         const STEPS_MS: [i64; 27] = [
             10,
@@ -141,7 +141,7 @@ impl View {
             2_592_000_000,
         ];
         let whole = (self.to - self.from).num_milliseconds().max(1);
-        let step = STEPS_MS.into_iter().find(|step| whole / step <= 6).unwrap_or(whole / 6 + 1);
+        let step = STEPS_MS.into_iter().find(|step| whole / step <= if *step < 1_000 { 3 } else { 6 }).unwrap_or(whole / 6 + 1);
         let format = match step {
             ..1_000 => "%H:%M:%S%.3f",
             1_000..60_000 => "%H:%M:%S",
@@ -376,6 +376,9 @@ fn draw_lane(lane: &Lane, top: usize, view: View) -> Markup {
     }
     line.taken.extend(marks.iter().map(|(x, _, _)| (x - 0.8, x + 0.8)));
     let bars: Vec<_> = lane.bars.iter().filter(|b| b.from <= view.to && b.to >= view.from).collect();
+    // A label may lie in its own bar, when there is room, but on no other one.
+    let narrow = bars.iter().map(|b| (view.x(b.from), view.x(b.to))).filter(|(x, end)| end - x < MARK * 2.0);
+    line.taken.extend(narrow.map(|(x, end)| (x, end + MARK)));
     html! {
         line class="rail" x1="0" x2="100%" y1=(middle) y2=(middle) {}
         text class="lane" x="0" y=(top + 13) { (lane.name) }
