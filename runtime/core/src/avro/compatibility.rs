@@ -264,3 +264,128 @@ impl Comparison<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn parsed(text: &str) -> Schema {
+        Schema::parse(text).expect("a valid schema")
+    }
+
+    /// A record with these fields, each `name type` with the type in JSON, and after `=` a default.
+    fn record(fields: &[&str]) -> Schema {
+        let field = |f: &&str| {
+            let (name, rest) = f.split_once(' ').expect("name and type");
+            let (kind, default) = rest.split_once('=').map_or((rest, String::new()), |(k, d)| (k, format!(r#","default":{d}"#)));
+            format!(r#"{{"name":"{name}","type":{kind}{default}}}"#)
+        };
+        let fields: Vec<_> = fields.iter().map(field).collect();
+        parsed(&format!(r#"{{"type":"record","name":"R","namespace":"n","fields":[{}]}}"#, fields.join(",")))
+    }
+
+    fn check(reader: &[&str], writer: &[&str], expected: &[&str]) {
+        let told: Vec<_> = problems(&record(reader), &record(writer)).iter().map(ToString::to_string).collect();
+        assert_eq!(told, expected);
+    }
+
+    /// 800 random pairs with the verdict of Avro's own Java library; `ci/avro-compatibility-cases` writes them.
+    #[test]
+    fn the_verdict_is_that_of_avros_own_library() {
+        let cases = include_str!("compatibility_cases.jsonl");
+        let mut counts = [0, 0];
+        for (i, line) in cases.lines().enumerate() {
+            let case: Value = serde_json::from_str(line).expect("JSON");
+            let told = problems(&parsed(&case["reader"].to_string()), &parsed(&case["writer"].to_string()));
+            assert_eq!(told.is_empty(), case["compatible"] == true, "line {}: {told:?}\n{line}", i + 1);
+            counts[usize::from(told.is_empty())] += 1;
+        }
+        assert!(counts.iter().all(|c| *c > 200), "{counts:?}");
+    }
+
+    #[test]
+    fn a_problem_names_the_field_and_both_types() {
+        check(&[r#"a "int""#], &[r#"a "long""#], &["R.a: written as long, read as int: Avro does not promote one to the other"]);
+        check(&[r#"a "double""#], &[r#"a "int""#], &[]);
+        check(&[r#"a "int""#], &[], &["R.a: written as absent, read as int: the field has no default value"]);
+        check(&[r#"a "int"=1"#], &[], &[]);
+        check(
+            &[r#"a "string""#],
+            &[r#"a ["null","string"]"#],
+            &["R.a: written as [null, string], read as string: the reader does not take the writer's null"],
+        );
+        check(
+            &[r#"a {"type":"array","items":{"type":"enum","name":"E","symbols":["X"]}}"#],
+            &[r#"a {"type":"array","items":{"type":"enum","name":"E","symbols":["X","Y"]}}"#],
+            &["R.a[]: written as enum n.E, read as enum n.E: the reader has no symbol Y and the enum no default"],
+        );
+    }
+
+    #[test]
+    fn a_number_of_another_meaning_is_refused_where_avro_alone_would_read_it() {
+        let millis = r#"a {"type":"long","logicalType":"timestamp-millis"}"#;
+        let micros = r#"a {"type":"long","logicalType":"timestamp-micros"}"#;
+        let decimal =
+            |precision, scale| format!(r#"a {{"type":"bytes","logicalType":"decimal","precision":{precision},"scale":{scale}}}"#);
+        let told = "R.a: written as long timestamp-micros, read as long timestamp-millis: timestamp-micros would be taken for timestamp-millis";
+        check(&[millis], &[micros], &[told]);
+        check(&[millis], &[r#"a "long""#], &[]);
+        check(&[&decimal(12, 2)], &[&decimal(10, 2)], &[]);
+        for (reader, writer) in
+            [(decimal(10, 2), decimal(12, 2)), (decimal(12, 3), decimal(12, 2)), (decimal(12, 2), r#"a "bytes""#.into())]
+        {
+            assert_eq!(problems(&record(&[&reader]), &record(&[&writer])).len(), 1, "{reader} {writer}");
+        }
+    }
+
+    #[test]
+    fn two_fields_never_take_the_same_writer_field() {
+        let reader =
+            r#"{"type":"record","name":"R","fields":[{"name":"a","type":"int"},{"name":"b","aliases":["a"],"type":"int"}]}"#;
+        let told = problems(&parsed(reader), &record(&[r#"a "int""#]));
+        assert_eq!(told.len(), 1);
+        assert!(told[0].reason.contains("takes the writer's field a too"), "{}", told[0]);
+    }
+
+    #[test]
+    fn transitive_finds_what_the_newest_version_hides() {
+        let (one, two, three) = (record(&[r#"v "int"=0"#]), record(&[]), record(&[r#"v "string"="""#]));
+        let older = [(1, one), (2, two)];
+        assert!(violations(Compatibility::Backward, &three, &older).is_empty());
+        let found = violations(Compatibility::BackwardTransitive, &three, &older);
+        let told: Vec<_> = found.iter().map(ToString::to_string).collect();
+        let expected =
+            "R.v: int in version 1, string in the new schema: not backward compatible, Avro does not promote one to the other";
+        assert_eq!(told, [expected]);
+        let both = violations(Compatibility::FullTransitive, &three, &older);
+        assert_eq!(both.iter().map(|v| (v.version, v.backward)).collect::<Vec<_>>(), [(1, true), (1, false)]);
+        assert!(violations(Compatibility::None, &three, &older).is_empty());
+    }
+
+    #[test]
+    fn a_recursive_type_is_compared_to_its_end() {
+        let list = |value: &str| {
+            parsed(&format!(
+                r#"{{"type":"record","name":"L","fields":[{{"name":"next","type":["null","L"]}},{{"name":"v","type":"{value}"}}]}}"#
+            ))
+        };
+        assert!(problems(&list("long"), &list("int")).is_empty());
+        assert_eq!(problems(&list("int"), &list("long")).len(), 1);
+    }
+
+    /// Each record has two unions of the next: without a bound, 2^40 comparisons.
+    #[test]
+    fn an_intricate_schema_is_refused_soon() {
+        let mut types = r#""int""#.to_owned();
+        for i in 0..30 {
+            types = format!(
+                r#"{{"type":"record","name":"R{i}","fields":[{{"name":"a","type":["null",{types}]}},{{"name":"b","type":["null",{}]}}]}}"#,
+                if i == 0 { r#""int""#.to_owned() } else { format!(r#""R{}""#, i - 1) }
+            );
+        }
+        let schema = parsed(&types);
+        assert!(problems(&schema, &schema).iter().any(|p| p.reason.contains("too intricate")));
+    }
+}
