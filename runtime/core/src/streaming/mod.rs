@@ -21,11 +21,13 @@
 //!   new and not the whole state, and the changelog and the partials are the same records.
 //! - **Content is identity.** Events have no id; two that agree in every field within the horizon are one.
 //!
-//! Left out: the wire formats (traits [`ClickDecoder`](event::ClickDecoder) and [`MetricEncoder`](window::MetricEncoder)),
+//! The wire formats stand behind the traits [`ClickDecoder`](event::ClickDecoder) and
+//! [`MetricEncoder`](window::MetricEncoder); those of Avro are in [`codec`]. Left out: supervision of workers,
 //! and the warehouse, which loads the output topic.
 
 pub mod checkpoint;
 pub mod click_task;
+pub mod codec;
 pub mod commit;
 pub mod config;
 pub mod dedup;
