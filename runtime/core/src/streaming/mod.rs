@@ -33,10 +33,12 @@ pub mod config;
 pub mod dedup;
 pub mod distinct;
 pub mod event;
+pub mod evidence;
 pub mod job;
 pub mod merge_task;
 pub mod pane;
 pub mod reconcile;
+pub mod status;
 pub mod watermark;
 pub mod window;
 
