@@ -148,7 +148,7 @@ mod tests {
             user_id: format!("u{n}"),
             event_type: "purchase".into(),
             page: "/pago".into(),
-            product_id: (n % 2 == 0).then(|| format!("P{n:03}")),
+            product_id: n.is_multiple_of(2).then(|| format!("P{n:03}")),
             monto_cents: n as i64 * 100 + 1,
             region: "sur".into(),
             timestamp_ms: 852_076_800_000 + n as i64,
