@@ -9,6 +9,7 @@ mod demo;
 mod bad_input;
 mod kills;
 mod simulator;
+mod streaming;
 
 mod conformance;
 mod conformance_registry;

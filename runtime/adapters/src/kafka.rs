@@ -237,6 +237,8 @@ fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
 struct Reader {
     consumer: BaseConsumer,
     next_offset: i64,
+    /// Nothing was asked since it was assigned, so the next end it tells is not one of before.
+    fresh: bool,
 }
 
 /// Readers that are kept at most.
@@ -498,7 +500,7 @@ impl Reader {
         let group = ("group.id", "simulacro-reader".to_owned());
         let consumer: BaseConsumer = config.reader(&[group]).create().map_err(idempotent(&what))?;
         consumer.assign(&list([(partition, Offset::Offset(offset))])?).map_err(idempotent(&what))?;
-        Ok(Self { consumer, next_offset: offset })
+        Ok(Self { consumer, next_offset: offset, fresh: true })
     }
 
     fn read(
@@ -515,6 +517,11 @@ impl Reader {
         if self.next_offset < low {
             return Err(out_of_range(partition, self.next_offset, low));
         }
+        if self.next_offset == end {
+            // librdkafka tells an end once, so a reader that was told before would wait for nothing.
+            return Ok((Vec::new(), end));
+        }
+        let mut fresh = std::mem::take(&mut self.fresh);
         let mut records = Vec::new();
         let until = Instant::now() + timeout;
         while records.len() < max_records {
@@ -527,14 +534,15 @@ impl Reader {
                     self.next_offset = record.offset + 1;
                     records.push(record);
                 }
+                // An end may have been told before records came behind it: only one that is told anew counts.
+                Some(Err(KafkaError::PartitionEOF(_))) if !fresh && self.next_offset < end => {
+                    let to = list([(partition, Offset::Offset(self.next_offset))])?;
+                    self.consumer.assign(&to).map_err(idempotent(&what))?;
+                    fresh = true;
+                }
                 Some(Err(KafkaError::PartitionEOF(_))) => {
                     // A marker may lie behind the last record.
-                    let next = self.next_offset.max(end);
-                    if next != self.next_offset {
-                        self.next_offset = next;
-                        let to = list([(partition, Offset::Offset(next))])?;
-                        self.consumer.assign(&to).map_err(idempotent(&what))?;
-                    }
+                    self.next_offset = self.next_offset.max(end);
                     break;
                 }
                 Some(Err(error)) => match error.rdkafka_error_code() {

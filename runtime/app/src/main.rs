@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the application owns files and the wall clock")]
 
 mod report;
+mod stream;
 mod telemetry;
 
 use std::{
@@ -40,8 +41,12 @@ const CONTRACTS: [(&str, &str); 2] = [
   simulacro batch run --source shop --data lake --date 1997-01-01
   simulacro batch run --source shop --data lake --contract my_ventas.yaml --metrics 127.0.0.1:9464
   simulacro status --data lake
+  simulacro produce --data lake --date 1997-01-01
+  simulacro stream --data lake --workers 3 --until-caught-up
+  simulacro reconcile --data lake --date 1997-01-01
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 held by a contract, 4 somebody else is running the pipeline"
+Exit codes: 0 done, 1 failed, 2 usage, 3 held by a contract, 4 somebody else is at work there, or batch and stream differ by
+more than 5 %"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -71,6 +76,14 @@ enum Command {
         #[arg(long)]
         data: PathBuf,
     },
+    /// Writes the events of a day, consistent with its sales, to the topic of clicks
+    Produce(stream::ProduceArgs),
+    /// Runs the streaming job realtime_metrics
+    Stream(stream::StreamArgs),
+    /// Prints lag, watermark, fates and windows of the streaming job
+    StreamStatus(stream::StatusArgs),
+    /// Compares a day's revenue of the batch with the stream's, per region, with the cause of each difference
+    Reconcile(stream::ReconcileArgs),
 }
 
 #[derive(Subcommand)]
@@ -243,6 +256,10 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Demo { data, days, metrics } => demo(&data, days, metrics).await,
         Command::Batch(Batch::Run(args)) => batch_run(args).await,
         Command::Status { data } => status(&data).await,
+        Command::Produce(args) => stream::produce(args).await,
+        Command::Stream(args) => stream::stream(args).await,
+        Command::StreamStatus(args) => stream::stream_status(args).await,
+        Command::Reconcile(args) => stream::reconcile(args).await,
     }
 }
 
@@ -256,8 +273,13 @@ fn explain(error: &dyn std::error::Error) {
     }
 }
 
-/// 3 is a day held by a contract, 4 a pipeline that somebody else is running, 1 anything else.
+/// 3 is a day held by a contract, 4 a pipeline or event log that somebody else has, or a reconciliation that failed, 1
+/// anything else.
 fn exit_code(error: &Failure) -> u8 {
+    let is_busy = error.downcast_ref::<PortError>().is_some_and(|e| e.code.as_deref() == Some("BUSY"));
+    if is_busy || error.is::<stream::DifferenceTooLarge>() {
+        return 4;
+    }
     match error.downcast_ref::<DayError>() {
         Some(DayError::Held { .. }) => 3,
         Some(DayError::Port { source: PortError { code: Some(code), .. }, .. }) if code == "BUSY" => 4,

@@ -4,3 +4,4 @@
 //! ties and zero amounts. [`cdnow`] embeds a public data set and reads it strictly.
 
 pub mod cdnow;
+pub mod clicks;

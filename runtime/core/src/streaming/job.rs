@@ -741,7 +741,7 @@ async fn restore(config: &StreamConfig, ports: &StreamPorts, at: &TopicPartition
     let is_click = at.topic == config.topics.clicks;
     let changelog = if is_click { &config.topics.changelog } else { &config.topics.merge_changelog };
     let committed = ports.log.committed(&config.group, &at.topic).await?.get(&at.partition).copied();
-    let records = read_changelog(config, ports, changelog, at.partition).await?;
+    let records = read_changelog(config, ports.log.as_ref(), changelog, at.partition).await?;
     let ends = ports.log.offsets(&config.topics.clicks).await?;
     let (task, offset) = if is_click {
         let task = ClickTask::restore(at.partition, &records, config)?;
@@ -792,19 +792,19 @@ fn fresh(config: &StreamConfig, at: &TopicPartition, offset: i64, inputs: BTreeM
 }
 
 /// Live records of a changelog partition, by key.
-async fn read_changelog(
+pub(super) async fn read_changelog(
     config: &StreamConfig,
-    ports: &StreamPorts,
+    log: &dyn EventLog,
     topic: &str,
     partition: i32,
 ) -> Result<BTreeMap<Bytes, Bytes>> {
     let at = TopicPartition { topic: topic.to_owned(), partition };
-    let Some(&(mut offset, end)) = ports.log.offsets(topic).await?.get(&partition) else {
+    let Some(&(mut offset, end)) = log.offsets(topic).await?.get(&partition) else {
         return Err(PortError::permanent(format!("restore {topic}-{partition}")).code("UNKNOWN_TOPIC_OR_PARTITION"));
     };
     let mut live = BTreeMap::new();
     while offset < end {
-        let (records, next) = ports.log.read(&at, offset, config.restore_records).await?;
+        let (records, next) = log.read(&at, offset, config.restore_records).await?;
         for record in records {
             let Some(key) = record.key else {
                 return Err(damaged_changelog(topic, partition, checkpoint::DamagedRecord::Field("key")));

@@ -21,20 +21,24 @@
 //!   new and not the whole state, and the changelog and the partials are the same records.
 //! - **Content is identity.** Events have no id; two that agree in every field within the horizon are one.
 //!
-//! Left out: the wire formats (traits [`ClickDecoder`](event::ClickDecoder) and [`MetricEncoder`](window::MetricEncoder)),
+//! The wire formats stand behind the traits [`ClickDecoder`](event::ClickDecoder) and
+//! [`MetricEncoder`](window::MetricEncoder); those of Avro are in [`codec`]. Left out: supervision of workers,
 //! and the warehouse, which loads the output topic.
 
 pub mod checkpoint;
 pub mod click_task;
+pub mod codec;
 pub mod commit;
 pub mod config;
 pub mod dedup;
 pub mod distinct;
 pub mod event;
+pub mod evidence;
 pub mod job;
 pub mod merge_task;
 pub mod pane;
 pub mod reconcile;
+pub mod status;
 pub mod watermark;
 pub mod window;
 

@@ -13,7 +13,10 @@ use super::{
     click_task::ClickTask,
     config::StreamConfig,
     event::{ClickDecoder, Counts, Fate},
+    evidence::{self, Sale},
     job::{RealtimeMetrics, StreamPorts},
+    reconcile::Cause,
+    status::JobStatus,
     testing::{Click, Fault, JsonClicks, JsonRows, MemoryLog, NoMetrics},
     window::{MetricRow, WindowKind},
 };
@@ -962,5 +965,52 @@ fn a_worker_can_run_on_any_thread() {
             turns > 10
         };
         is_send(worker.run(stop)).await.unwrap();
+    });
+}
+
+#[test]
+fn evidence_names_what_became_of_each_sale_and_status_what_is_left() {
+    let purchase = |user: &str, region: &str, cents, minute: i64| Click {
+        event_type: "purchase".into(),
+        product_id: Some("P001".into()),
+        cents,
+        ..click(user, "/pago", region, T0 + minute * 60_000)
+    };
+    let counted = purchase("counted", "norte", 100, 0);
+    let inputs = [
+        counted.clone(),
+        counted.clone(),
+        click("later", "/", "norte", T0 + 3_600_000),
+        // A copy that is late takes nothing away from the one that counted.
+        counted.clone(),
+        purchase("late", "sur", 2_000, 1),
+        purchase("refused", "luna", 30_000, 59),
+    ];
+    let sale =
+        |user: &str, region: &str, cents| Sale { user_id: user.into(), product_id: "P001".into(), region: region.into(), cents };
+    let sales = [
+        sale("counted", "norte", 100),
+        sale("late", "sur", 2_000),
+        sale("refused", "luna", 30_000),
+        sale("never sent", "este", 400_000),
+    ];
+    run(async {
+        let config = config();
+        let records: Vec<_> = inputs.iter().map(|click| input(0, click, T0 + 3_600_000)).collect();
+        let log = log_with(1, 10, &records).await;
+        let before = JobStatus::read(&config, &log).await.unwrap();
+        assert_eq!((before.lag_records(), before.lag_ms(T0 + 3_601_000), before.records_read()), (6, 1_000, 0));
+        let mut workers = [open(&log, &config, 0).await];
+        drain(&mut workers).await;
+        let after = JobStatus::read(&config, &log).await.unwrap();
+        assert!(after.is_caught_up() && after.lag_records() == 0, "{after:?}");
+        assert_eq!((after.records_read(), after.fate(Fate::Late)), (6, (2, 2_100)));
+        assert_eq!(after.watermark_ms(), Some(T0 + 3_600_000 - 30_000));
+
+        let fecha = chrono::DateTime::from_timestamp_millis(T0).unwrap().date_naive();
+        let evidence = evidence::collect(&config, &log, &mut JsonClicks, fecha, &sales).await.unwrap();
+        let found: Vec<_> = evidence.iter().map(|e| (e.region.as_str(), e.cause, e.cents)).collect();
+        let expected = [("este", Cause::Outage, 400_000), ("luna", Cause::DeadLettered, 30_000), ("sur", Cause::Late, 2_000)];
+        assert_eq!(found, expected);
     });
 }

@@ -1,0 +1,623 @@
+//! The stream as a person runs it: a day's events, the job over them, how it stands, and the day compared with the batch.
+//!
+//! Everything is in the data folder: `log` has the topics, `registry.json` the schemas, `lake` what the batch published.
+//! The embedded log belongs to one process at a time, so a second one is told that it is busy (exit code 4).
+//!
+//! Event times are those of the sales, decades back; only the order of append decides what is late. Windows close when later
+//! events come, so `produce` ends its day with a heartbeat per partition, of a type that no metric counts: watermark bound
+//! plus allowed lateness after midnight, which completes the day and makes no event of the next one late.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::IsTerminal,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::{DateTime, NaiveDate};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use simulacro_adapters::{
+    EmbeddedLogConfig, EmbeddedRegistry, KafkaConfig, KafkaLog, PrometheusMetrics, SystemEnv, connect_embedded, open_embedded_log,
+};
+use simulacro_core::{
+    avro::{Click, Limits, MetricaRealtime, Row, RowDecoder, RowEncoder},
+    batch::{MART, STAGING, strings},
+    ports::{
+        Compatibility, Env, Input, Lakehouse, PortError, Query, SchemaRegistry,
+        event_log::{EventLog, OutRecord, TopicPartition, TopicSpec},
+    },
+    streaming::{
+        codec::{AvroClicks, AvroMetrics},
+        config::StreamConfig,
+        event::Fate,
+        evidence::{self, Sale},
+        job::{RealtimeMetrics, StreamPorts},
+        reconcile::{self, Bounds, Cause, DayReconciliation, Revenue, Side, Verdict},
+        status::{JobStatus, existing},
+        window::{MetricRow, WindowKind},
+    },
+};
+use simulacro_shop::{
+    cdnow,
+    clicks::{self, HEARTBEAT},
+};
+use tracing::info;
+
+use crate::{Failure, read, report::money, telemetry};
+
+/// Days that were produced, by key, so that none is produced twice.
+const PRODUCED: &str = "simulacro.produced";
+/// Records of one call of the log.
+const SEND_RECORDS: usize = 1_000;
+/// How often progress is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How many looks are between two lines of the log.
+const LOOKS_PER_LINE: u64 = 10;
+
+#[derive(Args)]
+pub struct Where {
+    /// Folder for the event log, the schemas, and the lake of the batch
+    #[arg(long)]
+    data: PathBuf,
+    /// Addresses of Kafka brokers, for example 127.0.0.1:9092; without it the embedded log of the data folder
+    #[arg(long)]
+    kafka: Option<String>,
+    /// TOML with any of the stream's settings, for example allowed_lateness_ms = 300000
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct ProduceArgs {
+    #[command(flatten)]
+    place: Where,
+    /// The day, 1997-01-01 to 1998-06-30
+    #[arg(long)]
+    date: NaiveDate,
+    /// What everything is drawn from; the same seed gives the same events
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Sessions that buy nothing
+    #[arg(long, default_value_t = 2_000)]
+    browsing: u32,
+    /// Thousandths of those that are one customer's
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000))]
+    skew: u32,
+    /// Thousandths of events that are delivered twice
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000))]
+    duplicates: u32,
+    /// Thousandths of events that are delivered after their time
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000))]
+    out_of_order: u32,
+    /// Longest such delay, in seconds; above 330 some events are late
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u32).range(..=86_400))]
+    delay_max: u32,
+    /// Thousandths of events beside which a damaged copy is sent
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000))]
+    malformed: u32,
+    /// Events per second; without it the whole day is one transaction
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// Partitions of the topic, if it is not there yet
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(i32).range(1..=1_024))]
+    partitions: i32,
+    /// Send no heartbeats: the last minutes stay open until the next day is produced
+    #[arg(long)]
+    open_end: bool,
+}
+
+#[derive(Args)]
+pub struct StreamArgs {
+    #[command(flatten)]
+    place: Where,
+    /// Workers, sharing the partitions
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: u16,
+    /// Stop when everything that is there is processed; otherwise at an interrupt
+    #[arg(long)]
+    until_caught_up: bool,
+    /// Address of a metrics endpoint while the job lasts
+    #[arg(long)]
+    metrics: Option<SocketAddr>,
+}
+
+#[derive(Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    place: Where,
+}
+
+#[derive(Args)]
+pub struct ReconcileArgs {
+    #[command(flatten)]
+    place: Where,
+    /// The day
+    #[arg(long)]
+    date: NaiveDate,
+}
+
+/// A day whose two sides differ by more than the specification allows.
+#[derive(Debug)]
+pub struct DifferenceTooLarge {
+    fecha: NaiveDate,
+    percent: String,
+}
+
+impl std::fmt::Display for DifferenceTooLarge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "reconcile {}: found a difference of {}, expected at most 5 %", self.fecha, self.percent)
+    }
+}
+
+impl std::error::Error for DifferenceTooLarge {}
+
+/// What every command here needs.
+struct Stage {
+    config: StreamConfig,
+    env: Arc<SystemEnv>,
+    log: Arc<dyn EventLog>,
+    registry: Arc<dyn SchemaRegistry>,
+}
+
+fn seeds(csv: &str) -> BTreeSet<String> {
+    csv.lines().skip(1).map(str::to_owned).collect()
+}
+
+fn load_config(path: Option<&Path>) -> Result<StreamConfig, Failure> {
+    let mut config = match path {
+        None => StreamConfig::specification(),
+        Some(path) => toml::from_str(&read(path)?).map_err(|e| format!("config {}: {e}", path.display()))?,
+    };
+    config.regions.get_or_insert_with(|| seeds(include_str!("../../../contracts/seeds/regiones_validas.csv")));
+    config.event_types.insert(HEARTBEAT.to_owned());
+    config.validate()?;
+    Ok(config)
+}
+
+impl Stage {
+    async fn open(place: &Where) -> Result<Self, Failure> {
+        let config = load_config(place.config.as_deref())?;
+        let env = Arc::new(SystemEnv::default());
+        let log: Arc<dyn EventLog> = match &place.kafka {
+            Some(brokers) => Arc::new(KafkaLog::new(KafkaConfig::new(brokers))?),
+            None => Arc::new(open_embedded_log(&place.data.join("log"), env.clone(), EmbeddedLogConfig::STANDARD).await?),
+        };
+        let registry = Arc::new(EmbeddedRegistry::open(&place.data.join("registry.json"))?);
+        Ok(Self { config, env, log, registry })
+    }
+
+    /// As [`Stage::open`], for commands that only look: a folder that is not there is not made.
+    async fn find(place: &Where) -> Result<Self, Failure> {
+        if place.kafka.is_none() && !place.data.join("log").exists() {
+            return Err(format!("read {}: found no folder log, expected one that produce has made", place.data.display()).into());
+        }
+        Self::open(place).await
+    }
+
+    fn clicks(&self) -> Result<AvroClicks, Failure> {
+        Ok(AvroClicks::new(self.registry.clone(), EmbeddedLogConfig::STANDARD.limits.message_bytes_max)?)
+    }
+
+    /// All revisions of all windows; none when the job has never run.
+    async fn metrics(&self) -> Result<Vec<MetricRow>, Failure> {
+        let topic = &self.config.topics.metrics;
+        let limits = Limits { record_bytes_max: EmbeddedLogConfig::STANDARD.limits.message_bytes_max };
+        let mut decoder = RowDecoder::<MetricaRealtime>::new(self.registry.clone(), limits)?;
+        let mut rows = Vec::new();
+        for (partition, (mut offset, end)) in existing(self.log.offsets(topic).await)? {
+            let at = TopicPartition { topic: topic.clone(), partition };
+            while offset < end {
+                let (records, next) = self.log.read(&at, offset, self.config.restore_records).await?;
+                let values: Vec<_> = records.into_iter().map(|record| record.value).collect();
+                let decoded = decoder.decode(&values).await?;
+                if let Some(reject) = decoded.rejects.first() {
+                    return Err(format!("read {topic}-{partition} from {offset}: {}", reject.reason).into());
+                }
+                for row in MetricaRealtime::from_batch(&decoded.batch)? {
+                    rows.push(MetricRow::try_from(row)?);
+                }
+                if next <= offset {
+                    return Err(
+                        format!("read {topic}-{partition}: found nothing at {offset}, expected records up to {end}").into()
+                    );
+                }
+                offset = next;
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// Sends the events of a day.
+pub async fn produce(args: ProduceArgs) -> Result<(), Failure> {
+    let purchases = cdnow::parse(cdnow::BYTES)?;
+    let fecha = args.date;
+    let of_day = || purchases.iter().filter(|p| p.fecha == fecha);
+    if of_day().next().is_none() {
+        return Err(format!("produce {fecha}: found no sales, expected a day from 1997-01-01 to 1998-06-30").into());
+    }
+    let stage = Stage::open(&args.place).await?;
+    let topic = stage.config.topics.clicks.clone();
+    let mut partitions = i32::try_from(existing(stage.log.offsets(&topic).await)?.len())?;
+    if partitions == 0 {
+        partitions = args.partitions;
+        let week = Some(Duration::from_secs(7 * 86_400));
+        stage.log.create_topic(&TopicSpec { name: topic.clone(), partitions, retention: week, compact: false }).await?;
+    }
+    stage.log.create_topic(&TopicSpec { name: PRODUCED.into(), partitions: 1, retention: None, compact: true }).await?;
+    // A producer of this name first: it ends what one that was killed left open, so that the look sees all there is.
+    let mut producer = stage.log.producer(Some("simulacro-produce")).await?;
+    if produced(stage.log.as_ref(), fecha).await? {
+        return Err(format!("produce {fecha}: found that it was produced before; its sales would count twice or be late").into());
+    }
+    let options = clicks::Options {
+        seed: args.seed,
+        browsing: args.browsing,
+        skew: args.skew,
+        duplicates: args.duplicates,
+        out_of_order: args.out_of_order,
+        delay_ms_max: args.delay_max.saturating_mul(1_000),
+        malformed: args.malformed,
+    };
+    let deliveries = clicks::of_day(&purchases, fecha, &options);
+    let mut encoder = RowEncoder::<Click>::register(stage.registry.as_ref(), Compatibility::BackwardTransitive).await?;
+    let events: Vec<Click> = deliveries.iter().map(|d| d.click.clone()).collect();
+    let encoded = encoder.encode_rows(&events)?;
+    let mut records: Vec<OutRecord> = deliveries
+        .iter()
+        .zip(encoded)
+        .map(|(delivery, value)| OutRecord {
+            topic: topic.clone(),
+            partition: None,
+            key: Some(delivery.click.user_id.clone().into()),
+            value: Some(delivery.damage.map_or(value.clone(), |damage| damage.apply(&value).into())),
+            headers: Vec::new(),
+        })
+        .collect();
+    if !args.open_end {
+        let after = stage.config.watermark_bound + stage.config.allowed_lateness;
+        let heartbeat = clicks::heartbeat(fecha, i64::try_from(after.as_millis())?);
+        let value = encoder.encode_rows(&[heartbeat])?.into_iter().next();
+        records.extend((0..partitions).map(|partition| OutRecord {
+            topic: topic.clone(),
+            partition: Some(partition),
+            key: Some(HEARTBEAT.into()),
+            value: value.clone(),
+            headers: Vec::new(),
+        }));
+    }
+    let sent = records.len();
+    records.push(OutRecord {
+        topic: PRODUCED.into(),
+        partition: Some(0),
+        key: Some(fecha.to_string().into()),
+        value: Some(args.seed.to_string().into()),
+        headers: Vec::new(),
+    });
+    let bar = bar(sent as u64, "{bar:40} {pos}/{len} events  {per_sec}  {eta} to go")?;
+    let per_transaction = args.rate.map_or(records.len(), |rate| rate as usize);
+    for (ordinal, transaction) in records.chunks(per_transaction).enumerate() {
+        if ordinal > 0 {
+            stage.env.sleep(Duration::from_secs(1)).await;
+        }
+        producer.begin().await?;
+        for part in transaction.chunks(SEND_RECORDS) {
+            producer.send(part.to_vec()).await?;
+        }
+        producer.commit().await?;
+        bar.inc(transaction.len() as u64);
+        info!(%fecha, sent = ordinal * per_transaction + transaction.len(), "events sent");
+    }
+    bar.finish_and_clear();
+    let damaged = deliveries.iter().filter(|d| d.damage.is_some()).count();
+    let revenue: i64 = of_day().map(|p| p.monto_cents).sum();
+    println!("{fecha}: {sent} records to {topic}, {partitions} partitions, {damaged} of them damaged on purpose");
+    println!("  {} purchases, revenue {}", of_day().count(), money(revenue));
+    Ok(())
+}
+
+async fn produced(log: &dyn EventLog, fecha: NaiveDate) -> Result<bool, Failure> {
+    for (partition, (mut offset, end)) in log.offsets(PRODUCED).await? {
+        let at = TopicPartition { topic: PRODUCED.into(), partition };
+        while offset < end {
+            let (records, next) = log.read(&at, offset, SEND_RECORDS).await?;
+            if records.iter().any(|r| r.key.as_deref() == Some(fecha.to_string().as_bytes())) {
+                return Ok(true);
+            }
+            if next <= offset {
+                break;
+            }
+            offset = next;
+        }
+    }
+    Ok(false)
+}
+
+fn bar(length: u64, template: &str) -> Result<ProgressBar, Failure> {
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(length) } else { ProgressBar::hidden() };
+    bar.set_style(ProgressStyle::with_template(template)?);
+    Ok(bar)
+}
+
+/// What a worker last said of itself.
+#[derive(Debug, Clone, Default)]
+struct View {
+    positions: BTreeMap<TopicPartition, i64>,
+    dirty: bool,
+    read: u64,
+    closed_ms: Option<i64>,
+}
+
+type Views = Arc<Mutex<BTreeMap<u16, View>>>;
+
+fn views(views: &Views) -> BTreeMap<u16, View> {
+    views.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn view(job: &RealtimeMetrics, config: &StreamConfig) -> View {
+    let at = |topic: &str, partition: i32| TopicPartition { topic: topic.to_owned(), partition };
+    let clicks = job.clicks().iter().map(|(&p, task)| (at(&config.topics.clicks, p), task.next_offset()));
+    let merges = job.merges().iter().map(|(&p, task)| (at(&config.topics.partials, p), task.next_offset()));
+    View {
+        positions: clicks.chain(merges).collect(),
+        dirty: job.clicks().values().any(|t| t.is_dirty()) || job.merges().values().any(|t| t.is_dirty()),
+        read: job.clicks().values().map(|t| t.counts().read).sum(),
+        closed_ms: job.merges().values().filter_map(|t| t.closed()).min(),
+    }
+}
+
+async fn work(stage: Arc<Stage>, ports: StreamPorts, number: u16, all: Views, stop: Arc<AtomicBool>) -> Result<(), PortError> {
+    let decoder = AvroClicks::new(stage.registry.clone(), EmbeddedLogConfig::STANDARD.limits.message_bytes_max)?;
+    let encoder = AvroMetrics::register(stage.registry.as_ref()).await?;
+    let member = format!("worker-{number}");
+    let mut job = RealtimeMetrics::open(stage.config.clone(), ports, &member, Box::new(decoder), Box::new(encoder)).await?;
+    while !stop.load(Ordering::Relaxed) {
+        job.step().await?;
+        let view = view(&job, &stage.config);
+        all.lock().unwrap_or_else(PoisonError::into_inner).insert(number, view);
+    }
+    job.close().await
+}
+
+/// Whether the workers have processed and committed everything that is in both input topics.
+async fn is_caught_up(stage: &Stage, views: &BTreeMap<u16, View>) -> Result<bool, PortError> {
+    if views.values().any(|view| view.dirty) {
+        return Ok(false);
+    }
+    for topic in [&stage.config.topics.clicks, &stage.config.topics.partials] {
+        for (partition, (_, end)) in existing(stage.log.offsets(topic).await)? {
+            let at = TopicPartition { topic: topic.clone(), partition };
+            let Some(&position) = views.values().find_map(|view| view.positions.get(&at)) else { return Ok(false) };
+            // Only markers of transactions may be left.
+            if position < end && !stage.log.read(&at, position, 1).await?.0.is_empty() {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Runs the job.
+pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
+    let stage = Arc::new(Stage::open(&args.place).await?);
+    let topic = &stage.config.topics.clicks;
+    let inputs = existing(stage.log.offsets(topic).await)?;
+    if inputs.is_empty() {
+        return Err(format!("stream: found no topic {topic}, expected one that produce has made").into());
+    }
+    let metrics = Arc::new(PrometheusMetrics::default());
+    if let Some(address) = args.metrics {
+        let bound = telemetry::serve_metrics(address, metrics.clone())
+            .await
+            .map_err(|e| format!("listen on {address} for metrics: {e}"))?;
+        println!("metrics while it runs: http://{bound}/metrics");
+    }
+    let ports = StreamPorts { env: stage.env.clone(), log: stage.log.clone(), metrics: metrics.clone() };
+    let (all, stop) = (Views::default(), Arc::new(AtomicBool::new(false)));
+    let began = stage.env.now();
+    let mut workers = tokio::task::JoinSet::new();
+    for number in 0..args.workers {
+        workers.spawn(work(stage.clone(), ports.clone(), number, all.clone(), stop.clone()));
+    }
+    let bar =
+        bar(inputs.values().map(|(oldest, end)| (end - oldest).unsigned_abs()).sum(), "{bar:40} {pos}/{len} events  {msg}")?;
+    let (mut looks, mut quiet, mut read, mut failure) = (0_u64, 0, 0_u64, None);
+    while failure.is_none() && !stop.load(Ordering::Relaxed) {
+        tokio::select! {
+            biased;
+            Some(ended) = workers.join_next() => {
+                // A worker ends when it is told to, and nobody has.
+                failure = Some(match ended {
+                    Ok(Ok(())) => "stream: found that a worker ended by itself".into(),
+                    Ok(Err(error)) => Failure::from(error),
+                    Err(error) => Failure::from(error),
+                });
+            }
+            signal = tokio::signal::ctrl_c() => {
+                signal?;
+                stop.store(true, Ordering::Relaxed);
+            }
+            () = stage.env.sleep(LOOK_EVERY) => {
+                let now = views(&all);
+                // A partition that changes its worker is nobody's for a moment.
+                read = read.max(now.values().map(|view| view.read).sum());
+                let closed = now.values().filter_map(|view| view.closed_ms).min();
+                bar.set_position(read);
+                bar.set_message(format!("windows closed to {}", time(closed)));
+                if looks % LOOKS_PER_LINE == 0 {
+                    info!(read, closed = time(closed), workers = now.len(), "progress");
+                }
+                looks += 1;
+                quiet = if args.until_caught_up && is_caught_up(&stage, &now).await? { quiet + 1 } else { 0 };
+                // Twice: a transaction may have landed between the two things that were asked.
+                if quiet == 2 {
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    while let Some(ended) = workers.join_next().await {
+        let ended = ended.map_err(Failure::from).and_then(|ended| ended.map_err(Failure::from));
+        failure = failure.or(ended.err());
+    }
+    bar.finish_and_clear();
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    std::fs::write(args.place.data.join("stream.prom"), metrics.handle.render())?;
+    let seconds = (stage.env.now() - began).num_milliseconds() as f64 / 1_000.0;
+    let status = JobStatus::read(&stage.config, stage.log.as_ref()).await?;
+    info!(read = status.records_read(), closed = time(status.closed_ms()), seconds, "stopped");
+    println!("{} in {seconds:.1} s, {} workers", fates(&status), args.workers);
+    println!("windows closed to {}", time(status.closed_ms()));
+    Ok(())
+}
+
+fn time(ms: Option<i64>) -> String {
+    let text = |ms| DateTime::from_timestamp_millis(ms).map(|t| t.format("%Y-%m-%dT%H:%M:%SZ").to_string());
+    ms.and_then(text).unwrap_or_else(|| "-".into())
+}
+
+fn fates(status: &JobStatus) -> String {
+    let all = Fate::ALL.map(|fate| (fate, status.fate(fate).0));
+    let parts: Vec<_> = all.iter().filter(|(_, n)| *n > 0).map(|(fate, n)| format!("{n} {fate}")).collect();
+    format!("{} events read = {}", status.records_read(), if parts.is_empty() { "nothing".into() } else { parts.join(" + ") })
+}
+
+/// Prints how the job stands.
+pub async fn stream_status(args: StatusArgs) -> Result<(), Failure> {
+    let stage = Stage::find(&args.place).await?;
+    let status = JobStatus::read(&stage.config, stage.log.as_ref()).await?;
+    let now = stage.env.now().timestamp_millis();
+    println!("lag {} events, {:.1} s", status.lag_records(), status.lag_ms(now) as f64 / 1_000.0);
+    println!("watermark {}, windows closed to {}", time(status.watermark_ms()), time(status.closed_ms()));
+    println!("{}", fates(&status));
+    println!("\npartition  next offset         end         lag  watermark");
+    for (name, partitions) in [("clicks", &status.clicks), ("merge", &status.merges)] {
+        for (partition, of) in partitions {
+            let (next, end, lag) = (of.next_offset, of.end_offset, of.lag_records());
+            println!("{name:<6} {partition:>3} {next:>12} {end:>11} {lag:>11}  {}", time(of.watermark_ms));
+        }
+    }
+    let rows = stage.metrics().await?;
+    println!("\nwindows      keys   revisions      revenue");
+    for kind in [WindowKind::Region1m, WindowKind::Page1m, WindowKind::Region5m] {
+        let mut newest: BTreeMap<_, &MetricRow> = BTreeMap::new();
+        let of_kind: Vec<_> = rows.iter().filter(|row| row.window_kind == kind).collect();
+        for row in &of_kind {
+            let known = newest.entry((row.window_start_ms, &row.region, &row.page)).or_insert(row);
+            if known.revision < row.revision {
+                *known = row;
+            }
+        }
+        // Sliding windows overlap, so their sum means nothing.
+        let revenue = match kind {
+            WindowKind::Region1m | WindowKind::Page1m => money(newest.values().map(|row| row.revenue_cents).sum()),
+            WindowKind::Region5m => "-".into(),
+        };
+        println!("{:<9} {:>7} {:>11} {revenue:>12}", kind.name(), newest.len(), of_kind.len());
+    }
+    Ok(())
+}
+
+/// Compares a day of the batch with the same day of the stream.
+pub async fn reconcile(args: ReconcileArgs) -> Result<(), Failure> {
+    let stage = Stage::find(&args.place).await?;
+    let fecha = args.date;
+    // Nothing is read from a source here, so an empty one will do.
+    let empty = tempfile::tempdir()?;
+    let ports = connect_embedded(empty.path(), &args.place.data, Arc::new(PrometheusMetrics::default())).await?;
+    let lakehouse = ports.lakehouse.as_ref();
+    if !lakehouse.exists(MART).await? {
+        return Err(format!("reconcile {fecha}: found no {MART} in {}, expected a batch run", args.place.data.display()).into());
+    }
+    let batch = Side {
+        revenue: batch_revenue(lakehouse, fecha).await?,
+        complete_through: lakehouse.last_epoch(MART, fecha).await?.map(|_| fecha),
+    };
+    let status = JobStatus::read(&stage.config, stage.log.as_ref()).await?;
+    let lateness = i64::try_from(stage.config.allowed_lateness.as_millis())?;
+    let rows = stage.metrics().await?;
+    let revenue: Revenue = reconcile::daily_revenue(&rows).into_iter().filter(|((day, _), _)| *day == fecha).collect();
+    let complete_through = status.closed_ms().and_then(|closed| reconcile::complete_through(closed, lateness));
+    let live = Side { revenue, complete_through };
+    let sales = sales(lakehouse, fecha).await?;
+    let evidence = evidence::collect(&stage.config, stage.log.as_ref(), &mut stage.clicks()?, fecha, &sales).await?;
+    let days = reconcile::reconcile(&batch, &live, &evidence, &Bounds::specification());
+    let Some(day) = days.get(&fecha) else {
+        return Err(format!("reconcile {fecha}: found the day on neither side").into());
+    };
+    print_day(fecha, day);
+    match day.total.verdict {
+        Verdict::Pass | Verdict::Warn => Ok(()),
+        Verdict::Fail => Err(Box::new(DifferenceTooLarge { fecha, percent: day.total.ratio.to_string() })),
+        Verdict::Pending => {
+            let side = |side: &Side| side.complete_through.map_or("nothing".into(), |day| day.to_string());
+            let (batch, stream) = (side(&batch), side(&live));
+            Err(format!("reconcile {fecha}: found batch complete through {batch} and stream through {stream}").into())
+        }
+    }
+}
+
+fn print_day(fecha: NaiveDate, day: &DayReconciliation) {
+    println!("{fecha}    {:>14} {:>14} {:>14}  verdict", "batch", "stream", "difference");
+    let lines = day.regions.iter().map(|(region, line)| (region.as_str(), line)).chain([("total", &day.total)]);
+    for (name, line) in lines {
+        let verdict = format!("{:?}", line.verdict).to_lowercase();
+        let (batch, stream, difference) = (money(line.batch), money(line.stream), money(line.batch - line.stream));
+        println!("{name:<13} {batch:>14} {stream:>14} {difference:>14}  {verdict} ({})", line.ratio);
+        for (cause, cents) in line.causes.iter().filter(|(cause, _)| **cause != Cause::Unexplained) {
+            let cause = match cause {
+                Cause::Late => "late: after the allowed lateness",
+                Cause::Duplicated => "duplicated: counted more than once",
+                Cause::DeadLettered => "dead-lettered: not decodable or against a rule",
+                Cause::Clock => "clock: put into another day",
+                Cause::Outage => "outage: never arrived in the topic",
+                Cause::Unexplained => "unexplained",
+            };
+            println!("  {:>56}  {cause}", money(*cents));
+        }
+    }
+    let unexplained = |line: &reconcile::Line| line.causes.get(&Cause::Unexplained).copied().unwrap_or(0);
+    let all: i64 = day.regions.values().map(|line| unexplained(line).abs()).sum();
+    println!("unexplained: {}", money(all));
+}
+
+/// Rows of a query of which the first column is a day, as text.
+async fn of_day(lakehouse: &dyn Lakehouse, fecha: NaiveDate, sql: &str, table: &str) -> Result<Vec<Vec<String>>, Failure> {
+    let query = Query { sql: sql.to_owned(), inputs: vec![("tabla".into(), Input::Delta(table.to_owned()))] };
+    let mut out = Vec::new();
+    for batch in lakehouse.query(&query).await? {
+        let columns = (0..batch.num_columns()).map(|c| strings(&batch, c)).collect::<Result<Vec<_>, _>>()?;
+        let rows = (0..batch.num_rows()).map(|row| columns.iter().map(|c| c[row].clone()).collect::<Vec<_>>());
+        out.extend(rows.filter(|row| row[0] == fecha.to_string()));
+    }
+    Ok(out)
+}
+
+async fn batch_revenue(lakehouse: &dyn Lakehouse, fecha: NaiveDate) -> Result<Revenue, Failure> {
+    let sql = "SELECT CAST(fecha AS VARCHAR) AS dia, region, CAST(CAST(sum(revenue_neto) * 100 AS BIGINT) AS VARCHAR)
+               FROM tabla GROUP BY fecha, region ORDER BY fecha, region";
+    let rows = of_day(lakehouse, fecha, sql, MART).await?;
+    rows.into_iter().map(|row| Ok(((fecha, row[1].clone()), row[2].parse()?))).collect()
+}
+
+async fn sales(lakehouse: &dyn Lakehouse, fecha: NaiveDate) -> Result<Vec<Sale>, Failure> {
+    let sql =
+        "SELECT CAST(fecha AS VARCHAR) AS dia, user_id, product_id, region, CAST(CAST(monto_neto * 100 AS BIGINT) AS VARCHAR)
+               FROM tabla ORDER BY order_id";
+    let rows = of_day(lakehouse, fecha, sql, STAGING).await?;
+    let sale = |row: Vec<String>| {
+        let [_, user_id, product_id, region, cents] =
+            <[String; 5]>::try_from(row).map_err(|_| "read staged sales: not 5 columns")?;
+        Ok(Sale { user_id, product_id, region, cents: cents.parse()? })
+    };
+    rows.into_iter().map(sale).collect()
+}
