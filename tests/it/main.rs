@@ -7,6 +7,7 @@ mod days;
 mod demo;
 
 mod bad_input;
+mod commands;
 mod kills;
 mod simulator;
 mod streaming;

@@ -1,0 +1,56 @@
+//! Contracts and models from the command line.
+#![expect(clippy::disallowed_methods, reason = "tests write a contract")]
+
+use crate::binaries::{output, root, said, source};
+
+fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let run = output("simulacro", arguments);
+    (run.status.code(), String::from_utf8_lossy(&run.stdout).into_owned() + &said(&run))
+}
+
+#[test]
+fn a_contract_without_a_column_is_breaking_and_names_it() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let text = std::fs::read_to_string(root().join("contracts/odcs/cdnow/ventas.yaml")).expect("a contract");
+    let retyped = dir.path().join("retyped.yaml");
+    std::fs::write(&retyped, text.replacen("physicalType: decimal(10,2)", "physicalType: string", 1)).expect("written");
+    let (code, said) = run(&["contract", "diff", "cdnow", retyped.to_str().expect("a path")]);
+    assert_eq!(code, Some(3), "{said}");
+    for word in ["monto", "decimal(10,2)", "string", "breaking"] {
+        assert!(said.contains(word), "{word:?} is missing in: {said}");
+    }
+    let (code, said) = run(&["contract", "diff", "cdnow", "cdnow"]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn a_source_is_checked_against_its_contract() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let good = source(dir.path(), |text| text.lines().take(300).map(|l| format!("{l}\n")).collect());
+    let check = |folder: &std::path::Path| {
+        run(&["contract", "check", "--source", folder.to_str().expect("a path"), "--date", "1997-01-01"])
+    };
+    let (code, said) = check(&good);
+    assert_eq!(code, Some(0), "{said}");
+    let renamed = tempfile::tempdir().expect("a temporary folder");
+    let bad = source(renamed.path(), |text| text.replacen("region", "zona", 1));
+    let (code, said) = check(&bad);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("region") && said.contains("zona"), "{said}");
+}
+
+#[test]
+fn models_are_listed_explained_and_drawn() {
+    let (code, said) = run(&["models", "list"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("metricas_producto") && said.contains("stg_ventas_validadas"), "{said}");
+    let (code, said) = run(&["models", "explain", "metricas_producto", "--date", "1997-01-01"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("DATE '1997-01-01'"), "{said}");
+    let (code, said) = run(&["models", "draw", "--format", "svg"]);
+    assert_eq!(code, Some(0));
+    assert!(said.starts_with("<svg"), "{said}");
+    let (code, said) = run(&["models", "explain", "metricas", "--date", "1997-01-01"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("expected one of") && said.contains("metricas_producto"), "{said}");
+}
