@@ -426,7 +426,7 @@ pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
     if args.place.kafka.is_none() {
         // A process that was killed may have had more workers: what one of them left open hides every later commit until
         // it times out. The log is ours alone, so nobody alive is fenced.
-        for number in args.workers..WORKERS_MAX {
+        for number in 0..WORKERS_MAX {
             stage.log.producer(Some(&format!("{}-worker-{number}", stage.config.group))).await?;
         }
     }
