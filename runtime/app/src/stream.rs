@@ -55,6 +55,8 @@ use crate::{Failure, read, report::money, telemetry};
 const PRODUCED: &str = "simulacro.produced";
 /// Records of one call of the log.
 const SEND_RECORDS: usize = 1_000;
+/// Most workers of one process.
+const WORKERS_MAX: u16 = 64;
 /// How often progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How many looks are between two lines of the log.
@@ -117,7 +119,7 @@ pub struct StreamArgs {
     #[command(flatten)]
     place: Where,
     /// Workers, sharing the partitions
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(WORKERS_MAX)))]
     workers: u16,
     /// Stop when everything that is there is processed; otherwise at an interrupt
     #[arg(long)]
@@ -421,6 +423,13 @@ pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
     let ports = StreamPorts { env: stage.env.clone(), log: stage.log.clone(), metrics: metrics.clone() };
     let (all, stop) = (Views::default(), Arc::new(AtomicBool::new(false)));
     let began = stage.env.now();
+    if args.place.kafka.is_none() {
+        // A process that was killed may have had more workers: what one of them left open hides every later commit until
+        // it times out. The log is ours alone, so nobody alive is fenced.
+        for number in 0..WORKERS_MAX {
+            stage.log.producer(Some(&format!("{}-worker-{number}", stage.config.group))).await?;
+        }
+    }
     let mut workers = tokio::task::JoinSet::new();
     for number in 0..args.workers {
         workers.spawn(work(stage.clone(), ports.clone(), number, all.clone(), stop.clone()));
