@@ -404,6 +404,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
 
 fn main() -> ExitCode {
     interpose::disable_aslr_or_continue();
+    // SAFETY: the default action is set before any other thread exists; no handler of ours runs. Without it, printing into
+    // a pipe that was closed, as by `head`, would panic.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     match run(Cli::parse()) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

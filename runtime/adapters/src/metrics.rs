@@ -37,6 +37,7 @@ impl Default for PrometheusMetrics {
 }
 
 fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+    debug_assert!(ALL.iter().any(|(described, _, _)| *described == name), "{name} is not in the list of metrics");
     Key::from_parts(name, labels.iter().map(|(k, v)| Label::new(*k, (*v).to_owned())).collect::<Vec<_>>())
 }
 

@@ -513,7 +513,8 @@ impl TableSource for PostgresSource {
         let rows = self.server.rows(&mut leader, count, &[]).await.map_err(failed)?;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound).map_err(failed)?;
         let expected_rows = row.try_get::<i64, _>(0).map_err(failed)?.unsigned_abs();
-        let place = |at: usize| Ok::<_, PortError>(row.try_get::<Option<String>, _>(at).map_err(failed)?.as_deref().and_then(block));
+        let place =
+            |at: usize| Ok::<_, PortError>(row.try_get::<Option<String>, _>(at).map_err(failed)?.as_deref().and_then(block));
         let (first, last): (Option<u32>, Option<u32>) = (place(1)?, place(2)?);
 
         let names = columns.iter().map(|c| quote(&c.name)).collect::<Result<Vec<_>>>()?.join(", ");

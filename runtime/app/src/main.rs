@@ -302,7 +302,14 @@ fn exit_code(error: &Failure) -> u8 {
     }
 }
 
+/// Lets `simulacro ... | head` end quietly: std ignores the signal of a closed pipe, and printing would panic instead.
+fn end_with_the_reader() {
+    // SAFETY: the default action is set before any other thread exists; no handler of ours runs.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 fn main() -> ExitCode {
+    end_with_the_reader();
     let cli = Cli::parse();
     telemetry::init_logs();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -14,13 +14,19 @@ pub trait Metrics: fmt::Debug + Send + Sync {
 }
 
 /// Every metric of the platform: name, kind and help text. An exporter describes these and no others.
-pub const ALL: [(&str, Kind, &str); 6] = [
+pub const ALL: [(&str, Kind, &str); 12] = [
     ("simulacro_batch_runs_total", Kind::Counter, "Runs of the daily pipeline that ended, by state"),
     ("simulacro_batch_rows_total", Kind::Counter, "Source rows of published days, by fate"),
     ("simulacro_batch_run_duration_seconds", Kind::Gauge, "Duration of the last run of the daily pipeline"),
     ("simulacro_batch_revenue_cents", Kind::Gauge, "Net revenue of the day published last, in cents"),
     ("simulacro_batch_raw_bytes", Kind::Gauge, "Size of the raw objects of the day published last"),
     ("simulacro_batch_last_success_timestamp_seconds", Kind::Gauge, "When a day was last published, in seconds since 1970"),
+    ("simulacro_stream_events_total", Kind::Counter, "Events of committed transactions, by fate"),
+    ("simulacro_stream_rows_total", Kind::Counter, "Rows of windows written, by kind of window"),
+    ("simulacro_stream_commits_total", Kind::Counter, "Transactions of the realtime job, by outcome"),
+    ("simulacro_stream_partials_expired_total", Kind::Counter, "Partials that came after their window's state had expired"),
+    ("simulacro_stream_lag_records", Kind::Gauge, "Records between the position and the end, by partition"),
+    ("simulacro_stream_freshness_seconds", Kind::Gauge, "Age of the newest window when it was written"),
 ];
 
 /// What a metric is.
@@ -30,4 +36,17 @@ pub enum Kind {
     Counter,
     /// Rises and falls.
     Gauge,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_the_product_in_front_and_counters_their_unit_behind() {
+        for (name, kind, help) in ALL {
+            assert!(name.starts_with("simulacro_") && !help.is_empty(), "{name}");
+            assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
+        }
+    }
 }

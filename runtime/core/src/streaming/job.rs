@@ -351,7 +351,7 @@ impl RealtimeMetrics {
         if self.is_ahead(partition.partition) && self.paused.insert(partition.partition) {
             self.consumer.pause(std::slice::from_ref(partition)).await?;
         }
-        self.ports.metrics.gauge("stream_lag_records", &[("partition", &partition.partition.to_string())], lag as f64);
+        self.ports.metrics.gauge("simulacro_stream_lag_records", &[("partition", &partition.partition.to_string())], lag as f64);
         Ok(())
     }
 
@@ -534,17 +534,17 @@ impl RealtimeMetrics {
                 Action::Apply => {
                     self.apply(&transaction);
                     self.failures = 0;
-                    self.ports.metrics.count("stream_commits_total", &[("outcome", "committed")], 1);
+                    self.ports.metrics.count("simulacro_stream_commits_total", &[("outcome", "committed")], 1);
                     // A landed transaction makes up for what went before, unless the worker is doomed.
                     return if self.protocol.is_stopped() { self.settled(cause).await.map(|()| true) } else { Ok(true) };
                 }
                 Action::SeekBack => {
-                    self.ports.metrics.count("stream_commits_total", &[("outcome", "aborted")], 1);
+                    self.ports.metrics.count("simulacro_stream_commits_total", &[("outcome", "aborted")], 1);
                     self.seek_back(&transaction).await;
                     return self.settled(cause).await.map(|()| false);
                 }
                 Action::Restore => {
-                    self.ports.metrics.count("stream_commits_total", &[("outcome", "restored")], 1);
+                    self.ports.metrics.count("simulacro_stream_commits_total", &[("outcome", "restored")], 1);
                     let mine = self.assigned();
                     self.drop_tasks(&mine);
                     self.settled(cause).await?;
@@ -682,16 +682,16 @@ impl RealtimeMetrics {
             let expired = task.expired().0 - expired;
             if expired > 0 {
                 warn!(partition, events = expired, "partials came after their pane was dropped");
-                metrics.count("stream_partials_expired_total", &[], expired);
+                metrics.count("simulacro_stream_partials_expired_total", &[], expired);
             }
         }
         for (kind, rows) in &transaction.rows {
-            metrics.count("stream_rows_total", &[("window_kind", kind.name())], *rows);
+            metrics.count("simulacro_stream_rows_total", &[("window_kind", kind.name())], *rows);
         }
         let closed = self.merges.values().filter_map(MergeTask::closed).min();
         if let Some(closed) = closed {
             let age = self.now_ms().saturating_sub(closed);
-            metrics.gauge("stream_freshness_seconds", &[], age as f64 / 1_000.0);
+            metrics.gauge("simulacro_stream_freshness_seconds", &[], age as f64 / 1_000.0);
         }
     }
 
@@ -724,7 +724,7 @@ impl RealtimeMetrics {
 fn count_fates(metrics: &dyn Metrics, added: &Counts) {
     for fate in Fate::ALL {
         if added.of(fate) > 0 {
-            metrics.count("stream_events_total", &[("fate", fate.name())], added.of(fate));
+            metrics.count("simulacro_stream_events_total", &[("fate", fate.name())], added.of(fate));
         }
     }
 }
