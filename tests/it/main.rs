@@ -17,3 +17,5 @@ mod conformance_registry;
 mod embedded;
 mod postgres;
 mod s3;
+
+mod real_platform;

@@ -36,9 +36,53 @@ use std::{path::Path, sync::Arc};
 use object_store::{ObjectStore, local::LocalFileSystem};
 use simulacro_core::{
     history::{RecordedStore, Recorder},
-    ports::{Metrics, PortError, Ports, Result},
+    ports::{Metrics, PortError, Ports, Result, RunLedger, TableSource, Warehouse},
 };
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
+
+/// What differs between one production and another; the rest is the same everywhere.
+#[derive(Debug)]
+pub struct Services {
+    /// Source tables.
+    pub tables: Arc<dyn TableSource>,
+    /// The store of raw objects and Delta tables.
+    pub objects: Arc<dyn ObjectStore>,
+    /// Runs.
+    pub ledger: Arc<dyn RunLedger>,
+    /// The warehouse; `None` keeps it in Delta tables of the same store.
+    pub warehouse: Option<Arc<dyn Warehouse>>,
+    /// Counters and gauges.
+    pub metrics: Arc<dyn Metrics>,
+}
+
+/// Builds the ports over these services; the history goes to a file.
+///
+/// # Errors
+/// `Permanent` when the history cannot be written.
+pub fn connect(services: Services, history: &Path) -> Result<Ports> {
+    let Services { tables, objects, ledger, warehouse, metrics } = services;
+    let env = Arc::new(SystemEnv::default());
+    let recorder = Recorder::new(env.clone(), Arc::new(FileHistory::open(history)?));
+    // delta-rs reaches the store below the lakehouse port, so its calls are recorded here.
+    let below = Arc::new(RecordedStore { inner: objects.clone(), recorder: recorder.clone() });
+    let lakehouse = Arc::new(DeltaLakehouse::new(below));
+    let warehouse = warehouse.unwrap_or_else(|| Arc::new(DeltaWarehouse::new(lakehouse.clone())));
+    Ok(Ports { env, tables, objects, warehouse, lakehouse, ledger, notifier: Arc::new(LogNotifier), metrics, recorder })
+}
+
+/// Connects a platform whose lake, ledger and history are in one folder, over any source.
+///
+/// # Errors
+/// `Permanent` when a folder or a file cannot be made; the text names it.
+pub async fn connect_folder(tables: Arc<dyn TableSource>, data: &Path, metrics: Arc<dyn Metrics>) -> Result<Ports> {
+    let lake = data.join("lake");
+    std::fs::create_dir_all(&lake).map_err(|e| PortError::permanent(format!("create folder {}", lake.display())).because(e))?;
+    let store = LocalFileSystem::new_with_prefix(&lake)
+        .map_err(|e| PortError::permanent(format!("open folder {}", lake.display())).because(e))?;
+    let ledger = Arc::new(SqliteLedger::open(&data.join("ledger.db")).await?);
+    let services = Services { tables, objects: Arc::new(store), ledger, warehouse: None, metrics };
+    connect(services, &data.join("history.jsonl"))
+}
 
 /// Connects the embedded platform: a source folder, and a data folder that holds the lake, the ledger and the history.
 ///
@@ -46,26 +90,5 @@ use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
 /// `Permanent` when a folder cannot be made or the source cannot be read; the text names it.
 pub async fn connect_embedded(source: &Path, data: &Path, metrics: Arc<dyn Metrics>) -> Result<Ports> {
     // The source is read first: when it is damaged, nothing is created.
-    let tables = Arc::new(CsvSource::open(source)?);
-    let lake = data.join("lake");
-    std::fs::create_dir_all(&lake).map_err(|e| PortError::permanent(format!("create folder {}", lake.display())).because(e))?;
-    let store = LocalFileSystem::new_with_prefix(&lake)
-        .map_err(|e| PortError::permanent(format!("open folder {}", lake.display())).because(e))?;
-    let objects: Arc<dyn ObjectStore> = Arc::new(store);
-    let env = Arc::new(SystemEnv::default());
-    let recorder = Recorder::new(env.clone(), Arc::new(FileHistory::open(&data.join("history.jsonl"))?));
-    // delta-rs reaches the store below the lakehouse port, so its calls are recorded here.
-    let below = Arc::new(RecordedStore { inner: objects.clone(), recorder: recorder.clone() });
-    let lakehouse = Arc::new(DeltaLakehouse::new(below));
-    Ok(Ports {
-        env,
-        tables,
-        objects,
-        warehouse: Arc::new(DeltaWarehouse::new(lakehouse.clone())),
-        lakehouse,
-        ledger: Arc::new(SqliteLedger::open(&data.join("ledger.db")).await?),
-        notifier: Arc::new(LogNotifier),
-        metrics,
-        recorder,
-    })
+    connect_folder(Arc::new(CsvSource::open(source)?), data, metrics).await
 }

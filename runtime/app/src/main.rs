@@ -9,6 +9,7 @@ mod telemetry;
 
 use std::{
     net::SocketAddr,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -18,14 +19,18 @@ use chrono::NaiveDate;
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::{Day, money};
-use simulacro_adapters::{CsvSource, PrometheusMetrics, connect_embedded};
+use simulacro_adapters::{
+    CopyReader, CsvSource, NaiveTimestamps, PostgresServer, PostgresSource, PostgresSourceConfig, PrometheusMetrics,
+    connect_embedded, connect_folder,
+};
 use simulacro_core::{
     batch::{DayError, MART, QUARANTINE, STAGING, WAREHOUSE, canonical_hash, strings},
     contract::{Contract, catalogue},
     orchestrator::{RetryPolicy, SourcePolicy},
     platform::{Config, PIPELINE, Platform},
-    ports::{PortError, RunState},
+    ports::{PortError, RunState, TableSource},
 };
+use simulacro_lakehouse::copy::CopyLimits;
 use simulacro_shop::cdnow;
 
 /// The contract of the purchases that ship with the program, by the name that `--contract` takes; those of the reference
@@ -40,6 +45,7 @@ const CDNOW: (&str, &str) = ("cdnow", include_str!("../../../contracts/odcs/cdno
   simulacro demo --data /tmp/demo
   simulacro batch run --source shop --data lake --date 1997-01-01
   simulacro batch run --source shop --data lake --contract my_ventas.yaml --metrics 127.0.0.1:9464
+  simulacro batch run --postgres postgres://lector@db.local/tienda --data lake --contract ventas --date 2024-03-17
   simulacro status --data lake
   simulacro contract diff ventas my_ventas.yaml
   simulacro models explain metricas_producto --date 1997-01-01
@@ -103,8 +109,18 @@ enum Batch {
 #[derive(Args)]
 struct RunArgs {
     /// Folder with ventas.csv
-    #[arg(long)]
-    source: PathBuf,
+    #[arg(long, required_unless_present = "postgres", conflicts_with = "postgres")]
+    source: Option<PathBuf>,
+    /// A PostgreSQL server as source, for example postgres://lector@db.local:5432/tienda; the password comes from PGPASSWORD
+    /// or the password file. Needs --date
+    #[arg(long, requires = "date")]
+    postgres: Option<String>,
+    /// Schema of the source table in PostgreSQL
+    #[arg(long, default_value = "public")]
+    schema: String,
+    /// Connections that read one day from PostgreSQL
+    #[arg(long, default_value = "2")]
+    connections: NonZeroUsize,
     /// Folder for lake, ledger and history
     #[arg(long)]
     data: PathBuf,
@@ -120,6 +136,20 @@ struct RunArgs {
     /// Address of a metrics endpoint while the run lasts
     #[arg(long)]
     metrics: Option<SocketAddr>,
+}
+
+/// How a day is read from PostgreSQL: bounded in memory, whatever the day's size.
+fn postgres_config(connections: NonZeroUsize) -> PostgresSourceConfig {
+    const RANGE_ROWS: NonZeroUsize = NonZeroUsize::new(65_536).expect("above zero");
+    const QUEUED_BATCHES: NonZeroUsize = NonZeroUsize::new(8).expect("above zero");
+    PostgresSourceConfig {
+        connections,
+        range_rows: RANGE_ROWS,
+        queued_batches: QUEUED_BATCHES,
+        reader: CopyReader::InPlace,
+        naive_timestamps: NaiveTimestamps::Utc,
+        limits: CopyLimits::STANDARD,
+    }
 }
 
 fn default_config() -> Config {
@@ -228,15 +258,22 @@ async fn demo(data: &Path, days: Option<usize>, address: SocketAddr) -> Result<(
 async fn batch_run(args: RunArgs) -> Result<(), Failure> {
     // Everything that can be wrong in the arguments is read before anything is written.
     let (config, contract) = (load_config(args.config.as_deref())?, load_contract(&args.contract)?);
-    let days = match args.date {
-        Some(date) => vec![date],
-        None => CsvSource::open(&args.source)?.days(&contract.table)?,
+    let (tables, days): (Arc<dyn TableSource>, _) = match (&args.postgres, &args.source) {
+        (Some(url), _) => {
+            let server = PostgresServer::parse(url, &args.schema)?;
+            (Arc::new(PostgresSource::new(server, postgres_config(args.connections))), Vec::from_iter(args.date))
+        }
+        (None, folder) => {
+            let csv = CsvSource::open(folder.as_deref().unwrap_or(Path::new(".")))?;
+            let days = args.date.map_or_else(|| csv.days(&contract.table), |date| Ok(vec![date]))?;
+            (Arc::new(csv), days)
+        }
     };
     let metrics = Arc::new(PrometheusMetrics::default());
     if let Some(address) = args.metrics {
         telemetry::serve_metrics(address, metrics.clone()).await.map_err(|e| format!("listen on {address} for metrics: {e}"))?;
     }
-    let ports = connect_embedded(&args.source, &args.data, metrics).await?;
+    let ports = connect_folder(tables, &args.data, metrics).await?;
     let platform = Platform::new(config, contract, ports);
     print!("{}", report::summary(&run_days(&platform, &days).await?));
     Ok(())
