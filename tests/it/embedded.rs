@@ -20,7 +20,9 @@ async fn a_csv_folder_keeps_the_promises_of_a_table_source() {
 async fn sqlite_keeps_the_promises_of_a_ledger() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("ledger.db");
-    conformance::ledger::check(|| async { SqliteLedger::open(&path).await.expect("the ledger opens") }).await;
+    let open = || async { SqliteLedger::open(&path).await.expect("the ledger opens") };
+    conformance::ledger::check(open).await;
+    conformance::ledger::an_old_end_does_not_free_the_present_run(&open().await, &open().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

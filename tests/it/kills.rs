@@ -34,6 +34,8 @@ fn hashes(data: &Path) -> BTreeMap<String, String> {
     let run = output("simulacro", &["status", "--data", data.to_str().expect("a path")]);
     assert!(run.status.success(), "{}", said(&run));
     let text = String::from_utf8_lossy(&run.stdout).into_owned();
+    // A run whose process died is closed by the next one.
+    assert!(text.lines().any(|l| l.split_whitespace().eq(["running", "0"])), "{text}");
     let pairs = text.lines().filter_map(|l| l.split_once(' ')).filter(|(table, _)| table.contains('/'));
     pairs.map(|(table, hash)| (table.to_owned(), hash.trim().to_owned())).collect()
 }

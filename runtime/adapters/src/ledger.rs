@@ -23,7 +23,14 @@ use sqlx::{
 pub struct SqliteLedger {
     pool: SqlitePool,
     path: PathBuf,
-    held: Mutex<BTreeMap<String, File>>,
+    /// Locks by pipeline, with the day and epoch of the run that each was taken for once that is known.
+    held: Mutex<BTreeMap<String, Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    _lock: File,
+    run: Option<(NaiveDate, i64)>,
 }
 
 fn failed(what: &str) -> impl Fn(sqlx::Error) -> PortError + '_ {
@@ -63,32 +70,24 @@ impl SqliteLedger {
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(cannot)?;
         match file.try_lock() {
             Ok(()) => {
-                held.insert(pipeline.to_owned(), file);
+                held.insert(pipeline.to_owned(), Held { _lock: file, run: None });
                 Ok(())
             }
             Err(std::fs::TryLockError::WouldBlock) => Err(busy(pipeline, "another process")),
             Err(std::fs::TryLockError::Error(e)) => Err(cannot(e)),
         }
     }
-}
 
-fn busy(pipeline: &str, who: &str) -> PortError {
-    PortError::retryable(format!("begin a run of {pipeline}: {who} is running it")).code("BUSY")
-}
-
-fn state_name(state: RunState) -> &'static str {
-    match state {
-        RunState::Running => "running",
-        RunState::Succeeded => "succeeded",
-        RunState::Failed => "failed",
-        RunState::Held => "held",
-    }
-}
-
-#[async_trait]
-impl RunLedger for SqliteLedger {
-    async fn begin(&self, pipeline: &str, fecha: NaiveDate, run_id: &str, floor: i64, now: DateTime<Utc>) -> Result<Run> {
-        self.hold(pipeline)?;
+    /// Writes the run down, with an epoch above every earlier one. The caller holds the pipeline.
+    async fn insert(&self, pipeline: &str, fecha: NaiveDate, run_id: &str, floor: i64, now: DateTime<Utc>) -> Result<Run> {
+        // Whoever holds the lock knows that no other process is alive with this pipeline.
+        sqlx::query("UPDATE runs SET state = 'failed', finished_at = ?, report = ? WHERE pipeline = ? AND state = 'running'")
+            .bind(now.to_rfc3339())
+            .bind(serde_json::json!({ "error": "the process died" }).to_string())
+            .bind(pipeline)
+            .execute(&self.pool)
+            .await
+            .map_err(failed("close the runs of dead processes"))?;
         let epoch: i64 = sqlx::query("SELECT coalesce(max(epoch), 0) AS epoch FROM runs WHERE pipeline = ? AND fecha = ?")
             .bind(pipeline)
             .bind(fecha.to_string())
@@ -117,6 +116,39 @@ impl RunLedger for SqliteLedger {
             .map_err(failed("begin a run"))?;
         Ok(run)
     }
+}
+
+fn busy(pipeline: &str, who: &str) -> PortError {
+    PortError::retryable(format!("begin a run of {pipeline}: {who} is running it")).code("BUSY")
+}
+
+fn state_name(state: RunState) -> &'static str {
+    match state {
+        RunState::Running => "running",
+        RunState::Succeeded => "succeeded",
+        RunState::Failed => "failed",
+        RunState::Held => "held",
+    }
+}
+
+#[async_trait]
+impl RunLedger for SqliteLedger {
+    async fn begin(&self, pipeline: &str, fecha: NaiveDate, run_id: &str, floor: i64, now: DateTime<Utc>) -> Result<Run> {
+        self.hold(pipeline)?;
+        let begun = self.insert(pipeline, fecha, run_id, floor, now).await;
+        if let Ok(mut held) = self.held.lock() {
+            match &begun {
+                Ok(run) => {
+                    if let Some(held) = held.get_mut(pipeline) {
+                        held.run = Some((fecha, run.epoch));
+                    }
+                }
+                // A run that did not begin holds nothing.
+                Err(_) => drop(held.remove(pipeline)),
+            }
+        }
+        begun
+    }
 
     async fn finish(&self, run: &Run) -> Result<()> {
         let written =
@@ -130,7 +162,10 @@ impl RunLedger for SqliteLedger {
                 .execute(&self.pool)
                 .await;
         // Let go in any case: a run whose end could not be written is closed by the next one.
-        if let Ok(mut held) = self.held.lock() {
+        // The end of an older run is written down, but lets go of nothing.
+        if let Ok(mut held) = self.held.lock()
+            && held.get(&run.pipeline).is_some_and(|h| h.run == Some((run.fecha, run.epoch)))
+        {
             held.remove(&run.pipeline);
         }
         written.map(|_| ()).map_err(failed("finish a run"))
