@@ -40,6 +40,19 @@ fn a_source_is_checked_against_its_contract() {
 }
 
 #[test]
+fn the_lake_of_a_run_keeps_its_contracts() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let source = source(dir.path(), |text| text.lines().take(300).map(|l| format!("{l}\n")).collect());
+    let data = dir.path().join("data");
+    let (source, data) = (source.to_str().expect("a path"), data.to_str().expect("a path"));
+    let (code, said) = run(&["batch", "run", "--source", source, "--data", data, "--date", "1997-01-01"]);
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = run(&["contract", "check", "--data", data, "--date", "1997-01-01"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("ventas_validadas") && said.contains("checks"), "{said}");
+}
+
+#[test]
 fn models_are_listed_explained_and_drawn() {
     let (code, said) = run(&["models", "list"]);
     assert_eq!(code, Some(0), "{said}");

@@ -161,6 +161,14 @@ impl RunLedger for PostgresLedger {
             runs = self.runs
         );
         let (day, now) = (fecha.to_string(), now.to_rfc3339());
+        // Whoever holds the lock knows that no other process is alive with this pipeline.
+        let close = format!(
+            "UPDATE {} SET state = 'failed', finished_at = $2::text::timestamptz, report = '{{\"error\":\"the process died\"}}' \
+             WHERE pipeline = $1::text AND state = 'running'",
+            self.runs
+        );
+        let values = [Value::Text(pipeline), Value::Text(&now)];
+        self.server.rows(&mut session, close, &values).await.map_err(|e| classify_commit(what(), e))?;
         let values = [Value::Text(pipeline), Value::Text(&day), Value::Integer(floor), Value::Text(run_id), Value::Text(&now)];
         let rows = self.server.rows(&mut session, sql, &values).await.map_err(|e| classify_commit(what(), e))?;
         let run = read_run(rows.first().ok_or_else(|| classify(what(), sqlx::Error::RowNotFound))?)?;

@@ -464,7 +464,9 @@ pub async fn run_day(
                 sql: format!(
                     "SELECT order_id, user_id, product_id, monto AS monto_bruto, descuento,
                         CAST(monto - descuento AS DECIMAL(10,2)) AS monto_neto, region, timestamp_venta, fecha,
-                        arrow_cast('{stamp}', {UTC}) AS _loaded_at, _source_hash
+                        arrow_cast('{stamp}', {UTC}) AS _loaded_at, _source_hash,
+                        CAST(NULL AS VARCHAR) AS segmento, CAST(NULL AS VARCHAR) AS pais,
+                        CAST(NULL AS VARCHAR) AS categoria, CAST(NULL AS VARCHAR) AS marca
                  FROM ({classified}) WHERE fate = 'published'"
                 ),
                 inputs,
@@ -482,7 +484,7 @@ pub async fn run_day(
             epoch,
             query: Query {
                 sql: format!(
-                    "SELECT fecha, region, 'sin_segmento' AS segmento_cliente,
+                    "SELECT fecha, region, coalesce(segmento, 'sin_segmento') AS segmento_cliente,
                         CAST(sum(monto_bruto) AS DECIMAL(12,2)) AS revenue_bruto,
                         CAST(sum(monto_neto) AS DECIMAL(12,2)) AS revenue_neto,
                         CAST(sum(descuento) AS DECIMAL(12,2)) AS descuentos_total,
@@ -490,7 +492,8 @@ pub async fn run_day(
                         CAST(sum(monto_neto) / count(*) AS DECIMAL(10,2)) AS ticket_promedio,
                         CAST(NULL AS DOUBLE) AS tasa_conversion,
                         arrow_cast('{stamp}', {UTC}) AS _updated_at, '{version}' AS _pipeline_version
-                 FROM staging WHERE fecha = DATE '{fecha}' GROUP BY fecha, region ORDER BY region"
+                 FROM staging WHERE fecha = DATE '{fecha}' GROUP BY fecha, region, coalesce(segmento, 'sin_segmento')
+                 ORDER BY region, segmento_cliente"
                 ),
                 inputs: vec![("staging".to_owned(), Input::Delta(STAGING.into()))],
             },

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::{
-    batch::{self, DayError, DayReport, STAGING},
+    batch::{self, DayError, DayReport, MART, STAGING},
     contract::Contract,
     history::recorded,
     orchestrator::{Attempt, RetryPolicy, SourcePolicy, verify_sources},
@@ -100,7 +100,8 @@ impl Platform {
         let at = |source| DayError::Port { fecha, source };
         let floor = self.ports.lakehouse.last_epoch(batch::QUARANTINE, fecha).await.map_err(at)?;
         let staged = self.ports.lakehouse.last_epoch(STAGING, fecha).await.map_err(at)?;
-        let floor = floor.max(staged).unwrap_or(0);
+        let published = self.ports.lakehouse.last_epoch(MART, fecha).await.map_err(at)?;
+        let floor = floor.max(staged).max(published).unwrap_or(0);
         let env = &self.ports.env;
         let mut run = self.ports.ledger.begin(PIPELINE, fecha, &env.new_id(), floor, env.now()).await.map_err(at)?;
         let config = &self.config;

@@ -127,6 +127,8 @@ async fn a_dead_process_is_taken_over<L: RunLedger, F: Future<Output = L>>(open:
     }
     let run = taken.expect("the dead do not hold");
     assert_eq!(run.epoch, lost.epoch + 1);
+    let closed = &heir.runs("muerta").await.expect("the ledger answers")[0];
+    assert_eq!((closed.state, closed.finished_at), (RunState::Failed, Some(now())), "the lost run is closed by its heir");
     heir.finish(&run).await.expect("the run ends");
 }
 

@@ -48,7 +48,7 @@ pub struct Run {
 pub trait RunLedger: fmt::Debug + Send + Sync {
     /// Begins a run of `pipeline` for `fecha` with an epoch above `floor` and above every earlier one.
     ///
-    /// At most one process holds a pipeline at a time; a run whose process died is taken over.
+    /// At most one process holds a pipeline at a time; a run whose process died is closed as failed, at `now`.
     ///
     /// # Errors
     /// `Retryable` with code `BUSY` when another live process holds the pipeline; the text names it.
