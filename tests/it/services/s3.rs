@@ -64,7 +64,8 @@ impl S3 {
             return None;
         };
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-        let dir = std::env::temp_dir().join(format!("simulacro-s3-{}", std::process::id()));
+        // One folder for each server: tests of one process end at different times, and each server clears up after itself.
+        let dir = std::env::temp_dir().join(format!("simulacro-s3-{}-{port}", std::process::id()));
         // In the server's folder, a bucket is a folder.
         fs::create_dir_all(dir.join("data").join(BUCKET)).expect("a temporary folder");
         let (key, secret) = ("simulacro", "solo-para-pruebas");
