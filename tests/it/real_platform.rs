@@ -55,10 +55,13 @@ async fn tables(ports: Ports, source: &CsvSource) -> BTreeMap<String, String> {
          FROM {WAREHOUSE} ORDER BY 1, 2"
     );
     for batch in platform.ports.warehouse.query(&sql, &[WAREHOUSE]).await.expect("the warehouse answers") {
-        let columns: Vec<Vec<String>> = (0..4).map(|c| strings(&batch, c).expect("text")).collect();
-        for row in 0..batch.num_rows() {
-            out.insert(format!("{} {}", columns[0][row], columns[1][row]), format!("{} {}", columns[2][row], columns[3][row]));
-        }
+        let column = |at: usize| strings(&batch, at).expect("text");
+        let keys = column(0).into_iter().zip(column(1));
+        let values = column(2).into_iter().zip(column(3));
+        out.extend(
+            keys.zip(values)
+                .map(|((fecha, region), (revenue, users))| (format!("{fecha} {region}"), format!("{revenue} {users}"))),
+        );
     }
     out
 }
