@@ -1,0 +1,264 @@
+//! One day of the batch pipeline: source, raw Parquet, staging, quarantine, mart.
+//!
+//! Every write is idempotent: a day may be run again at any time, after any crash, and gives the same tables.
+//! Every row has exactly one fate, and the counts balance or the run fails.
+
+mod hash;
+mod raw;
+mod transform;
+
+use std::collections::BTreeMap;
+
+use arrow::{
+    array::{AsArray, RecordBatch},
+    datatypes::DataType,
+};
+use chrono::NaiveDate;
+use serde::{Deserialize, Serialize};
+
+pub use hash::canonical_hash;
+pub use raw::arrow_schema;
+
+use crate::{
+    contract::Contract,
+    ports::{Commit, DayWrite, Disposition, Input, PortError, Ports, Query, Result},
+};
+use raw::extract;
+use transform::{UTC, classification};
+
+/// How often an idempotent call is made before its error counts.
+const CALLS: u32 = 3;
+
+/// Folder of the validated sales.
+pub const STAGING: &str = "staging/ventas_validadas";
+/// Folder of the rows that are not published, each with its fate and the clause.
+pub const QUARANTINE: &str = "staging/ventas_no_publicadas";
+/// Table of the warehouse that the daily metrics are loaded into, for dashboards and analysts.
+pub const WAREHOUSE: &str = "analytics.metricas_diarias";
+/// Folder of the daily metrics.
+pub const MART: &str = "marts/metricas_diarias";
+
+/// What happened to the rows of a day. Every count is in rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DayReport {
+    /// Rows counted at the source, in the snapshot they were read from.
+    pub expected: u64,
+    /// Rows per fate: `published`, `deduplicated`, `quarantined`, `rejected`.
+    pub fates: BTreeMap<String, u64>,
+    /// Rows per clause, for those that are not published.
+    pub clauses: BTreeMap<String, u64>,
+    /// Sum of `monto_neto` of the published rows, in cents.
+    pub revenue_cents: i64,
+    /// Rows of the day in the mart and in the warehouse.
+    pub mart_rows: u64,
+    /// Size of the raw day's objects.
+    pub raw_bytes: u64,
+    /// Raw manifest version.
+    pub raw_version: u64,
+    /// Order-free hash of the raw day.
+    pub raw_hash: String,
+}
+
+/// Why a day stopped before it was published. The previous version stays what it was.
+#[derive(Debug, thiserror::Error)]
+pub enum DayError {
+    /// A port failed.
+    #[error("day {fecha}")]
+    Port {
+        /// The day.
+        fecha: NaiveDate,
+        /// What failed.
+        #[source]
+        source: PortError,
+    },
+    /// A gate stopped the day.
+    #[error("day {fecha} is held by {gate}: found {found}, expected {expected}")]
+    Held {
+        /// The day.
+        fecha: NaiveDate,
+        /// Which gate.
+        gate: &'static str,
+        /// What was found.
+        found: String,
+        /// What the contract asks.
+        expected: String,
+    },
+}
+
+/// Runs one day from the source to the mart. The caller holds the pipeline in the ledger.
+///
+/// # Errors
+/// [`DayError::Held`] when a gate stops the day; [`DayError::Port`] otherwise. In both cases the tables still
+/// show what they showed before, or the complete new day if only the answer was lost.
+pub async fn run_day(
+    ports: &Ports,
+    contract: &Contract,
+    fecha: NaiveDate,
+    epoch: i64,
+    version: &str,
+) -> Result<DayReport, DayError> {
+    let at = |source| DayError::Port { fecha, source };
+    let held = |gate, found: String, expected: String| DayError::Held { fecha, gate, found, expected };
+
+    let found = ports.tables.columns(&contract.table).await.map_err(at)?;
+    let differences = contract.differences(&found);
+    if !differences.is_empty() {
+        let list = differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        return Err(held("schema_unchanged", list, format!("the columns of contract {}", contract.id)));
+    }
+
+    let raw = extract(ports, contract, fecha).await?;
+    let rows = raw.manifest.rows;
+    let inputs = vec![("ventas".to_owned(), Input::Parquet(raw.paths()))];
+    let classified = classification(contract);
+    let counts = Query {
+        sql: format!(
+            "SELECT fate, clause, count(*) AS n, CAST(sum(monto - descuento) AS DECIMAL(20,2)) AS neto
+             FROM ({classified}) GROUP BY fate, clause ORDER BY fate, clause"
+        ),
+        inputs: inputs.clone(),
+    };
+    let mut report = DayReport {
+        expected: rows,
+        raw_version: raw.manifest.version,
+        raw_hash: raw.manifest.content_hash.clone(),
+        raw_bytes: raw.manifest.files.iter().map(|f| f.bytes).sum(),
+        ..DayReport::default()
+    };
+    for batch in ports.lakehouse.query(&counts).await.map_err(at)? {
+        let fates = strings(&batch, 0).map_err(at)?;
+        let clauses = strings(&batch, 1).map_err(at)?;
+        let n = batch.column(2).as_primitive::<arrow::datatypes::Int64Type>();
+        let neto = batch.column(3).as_primitive::<arrow::datatypes::Decimal128Type>();
+        for i in 0..batch.num_rows() {
+            *report.fates.entry(fates[i].clone()).or_default() += n.value(i) as u64;
+            if fates[i] == "published" {
+                report.revenue_cents += neto.value(i) as i64;
+            } else {
+                *report.clauses.entry(clauses[i].clone()).or_default() += n.value(i) as u64;
+            }
+        }
+    }
+    // A row without a fate, or with two, is our own mistake and must never be published.
+    assert_eq!(report.fates.values().sum::<u64>(), rows, "the fates of {fecha} do not balance");
+
+    let quarantined = report.fates.get("quarantined").copied().unwrap_or(0);
+    let (numerator, denominator) = contract.quarantine_share_max;
+    let too_many = u128::from(quarantined) * u128::from(denominator) > u128::from(numerator) * u128::from(rows);
+
+    // What is not published is kept first, so that a held day can be looked at.
+    let stamp = ports.env.now().format("%Y-%m-%dT%H:%M:%S%.6fZ");
+    write(ports, DayWrite {
+        table: QUARANTINE.into(),
+        fecha,
+        epoch,
+        query: Query {
+            sql: format!(
+                "SELECT order_id, user_id, product_id, monto, descuento, region, timestamp_venta, fecha, _source_hash, fate, clause,
+                        arrow_cast('{stamp}', {UTC}) AS _loaded_at FROM ({classified}) WHERE fate <> 'published'"
+            ),
+            inputs: inputs.clone(),
+        },
+    })
+    .await
+    .map_err(at)?;
+    if too_many {
+        let clauses = report.clauses.iter().map(|(c, n)| format!("{c}: {n}")).collect::<Vec<_>>().join(", ");
+        return Err(held(
+            "quarantine_share",
+            format!("{quarantined} of {rows} rows quarantined ({clauses})"),
+            format!("at most {numerator}/{denominator}"),
+        ));
+    }
+    if report.revenue_cents <= 0 {
+        return Err(held("quality_gate_final", format!("revenue of {} cents", report.revenue_cents), "more than 0".into()));
+    }
+
+    write(
+        ports,
+        DayWrite {
+            table: STAGING.into(),
+            fecha,
+            epoch,
+            query: Query {
+                sql: format!(
+                    "SELECT order_id, user_id, product_id, monto AS monto_bruto, descuento,
+                        CAST(monto - descuento AS DECIMAL(10,2)) AS monto_neto, region, timestamp_venta, fecha,
+                        arrow_cast('{stamp}', {UTC}) AS _loaded_at, _source_hash,
+                        CAST(NULL AS VARCHAR) AS segmento, CAST(NULL AS VARCHAR) AS pais,
+                        CAST(NULL AS VARCHAR) AS categoria, CAST(NULL AS VARCHAR) AS marca
+                 FROM ({classified}) WHERE fate = 'published'"
+                ),
+                inputs,
+            },
+        },
+    )
+    .await
+    .map_err(at)?;
+
+    write(
+        ports,
+        DayWrite {
+            table: MART.into(),
+            fecha,
+            epoch,
+            query: Query {
+                sql: format!(
+                    "SELECT fecha, region, coalesce(segmento, 'sin_segmento') AS segmento_cliente,
+                        CAST(sum(monto_bruto) AS DECIMAL(12,2)) AS revenue_bruto,
+                        CAST(sum(monto_neto) AS DECIMAL(12,2)) AS revenue_neto,
+                        CAST(sum(descuento) AS DECIMAL(12,2)) AS descuentos_total,
+                        count(*) AS transacciones, count(DISTINCT user_id) AS usuarios_unicos,
+                        CAST(sum(monto_neto) / count(*) AS DECIMAL(10,2)) AS ticket_promedio,
+                        CAST(NULL AS DOUBLE) AS tasa_conversion,
+                        arrow_cast('{stamp}', {UTC}) AS _updated_at, '{version}' AS _pipeline_version
+                 FROM staging WHERE fecha = DATE '{fecha}' GROUP BY fecha, region, coalesce(segmento, 'sin_segmento')
+                 ORDER BY region, segmento_cliente"
+                ),
+                inputs: vec![("staging".to_owned(), Input::Delta(STAGING.into()))],
+            },
+        },
+    )
+    .await
+    .map_err(at)?;
+    // Analysts see the day only when the mart has it.
+    let day = Query {
+        sql: format!("SELECT * FROM mart WHERE fecha = DATE '{fecha}' ORDER BY region, segmento_cliente"),
+        inputs: vec![("mart".to_owned(), Input::Delta(MART.into()))],
+    };
+    let batches = ports.lakehouse.query(&day).await.map_err(at)?;
+    report.mart_rows = batches.iter().map(|b| b.num_rows() as u64).sum();
+    again(|| ports.warehouse.load_day(WAREHOUSE, fecha, epoch, batches.clone())).await.map_err(at)?;
+    for table in [QUARANTINE, STAGING, MART] {
+        // A log that could not be looked after is as readable as before; the history has the error.
+        let _ = ports.lakehouse.maintain(table).await;
+    }
+    Ok(report)
+}
+
+/// Writes a day under its epoch, so that a repeat is safe.
+async fn write(ports: &Ports, day: DayWrite) -> Result<Commit> {
+    again(|| ports.lakehouse.overwrite_day(day.clone())).await
+}
+
+/// Calls, and while nothing is known to be wrong for good calls again at once: at most [`CALLS`] calls in all. Only for
+/// calls that are idempotent. Longer troubles are the retry policy's business.
+async fn again<T, F: Future<Output = Result<T>>>(mut call: impl FnMut() -> F) -> Result<T> {
+    let mut calls = 1;
+    loop {
+        match call().await {
+            Err(e) if e.disposition != Disposition::Permanent && calls < CALLS => calls += 1,
+            other => return other,
+        }
+    }
+}
+
+/// A string column, whichever of Arrow's string layouts it has.
+///
+/// # Errors
+/// `Permanent` when the column is no string.
+pub fn strings(batch: &RecordBatch, column: usize) -> Result<Vec<String>> {
+    let array = arrow::compute::cast(batch.column(column), &DataType::Utf8)
+        .map_err(|e| PortError::permanent(format!("read column {column} as text")).because(e))?;
+    Ok(array.as_string::<i32>().iter().map(|v| v.unwrap_or_default().to_owned()).collect())
+}
