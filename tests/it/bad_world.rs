@@ -21,7 +21,7 @@ const VENTAS: &str = "(order_id text, user_id text, product_id text, monto numer
                       region text, timestamp_venta timestamptz, fecha date)";
 const DAY: &str = "1997-01-01";
 /// Gives up at once, so that a test does not wait for a source that will not come.
-const IMPATIENT: &str = "alert_after_s = 60\nstartup_s = 0\nretry = { retries = 0, backoff_s = 1, deadline_s = 1 }\n\
+const IMPATIENT: &str = "alert_after_s = 1\nstartup_s = 0\nretry = { retries = 0, backoff_s = 1, deadline_s = 1 }\n\
                          source_policy = { kind = \"retry\", waits_s = [], dispatch_s = 0 }\n";
 
 fn text(path: &Path) -> &str {
