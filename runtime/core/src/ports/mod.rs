@@ -17,7 +17,10 @@ mod warehouse;
 pub use env::Env;
 pub use error::{Disposition, PortError, Result};
 pub use event_log::EventLog;
-pub use lakehouse::{Commit, DayWrite, Input, Lakehouse, Query};
+pub use lakehouse::{
+    Absent, AddColumns, Append, Commit, DayWrite, Effective, Input, Lakehouse, Mark, Optimize, Period, Query, Restore, Rewritten,
+    Scd2, TableVersion, Upsert, VACUUM_HOURS_MIN, Vacuum,
+};
 pub use ledger::{Run, RunLedger, RunState};
 pub use metrics::Metrics;
 pub use notifier::{Alert, Notifier};

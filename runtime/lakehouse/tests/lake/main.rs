@@ -2,5 +2,8 @@
 
 mod checks;
 mod drawings;
+mod faults;
+mod growth;
+mod laws;
 mod models;
 mod shop;
