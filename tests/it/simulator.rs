@@ -1,7 +1,18 @@
 //! The simulator: every shipped scenario is well-formed, and a run is a function of its seed.
 #![expect(clippy::disallowed_methods, reason = "tests read scenario files")]
 
-use crate::binaries::{files, output, root, said};
+use std::sync::Arc;
+
+use simulacro_lakehouse::DeltaLakehouse;
+use simulacro_sim::{
+    host::Host,
+    store::{DirectStore, ObjectService},
+};
+
+use crate::{
+    binaries::{files, output, root, said},
+    conformance,
+};
 
 const SCENARIO: &str = "scenarios/batch/worker_crashes.toml";
 
@@ -47,4 +58,10 @@ fn a_scenario_with_an_unknown_key_is_refused_with_its_place() {
     let run = output("simulacro-sim", &["run", path.to_str().expect("a path")]);
     assert_eq!(run.status.code(), Some(2));
     assert!(said(&run).contains("unknown field `tick_msec`"), "{}", said(&run));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delta_on_the_simulated_store_keeps_the_promises_of_a_lakehouse() {
+    let service = ObjectService::new(Arc::new(Host::new("worker", None)), Vec::new());
+    conformance::lakehouse::check(&DeltaLakehouse::new(Arc::new(DirectStore(service)))).await;
 }

@@ -122,6 +122,11 @@ impl DeltaLakehouse {
         self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner).insert(table.to_owned(), version);
     }
 
+    /// The next call begins at the newest checkpoint.
+    fn forget(&self, table: &str) {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).remove(table);
+    }
+
     fn remember(&self, table: &str, opened: &DeltaTable) {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(table.to_owned(), opened.clone());
     }

@@ -17,7 +17,7 @@ use deltalake::{
         vacuum::{Clock, VacuumMode},
     },
     parquet::{basic::Compression, file::properties::WriterProperties},
-    protocol::checkpoints::create_checkpoint,
+    protocol::checkpoints::{cleanup_expired_logs_for, create_checkpoint},
 };
 use futures::TryStreamExt;
 use object_store::{ObjectStoreExt, path::Path};
@@ -31,6 +31,9 @@ const LAYOUT: &str = "simulacro.layout";
 
 /// How many of the newest entries of the log are searched for the last rewrite.
 const REWRITES_SEARCHED: usize = 1000;
+
+/// How long the log's entries stay at least, when a checkpoint stands for them.
+const LOG_RETENTION: TimeDelta = TimeDelta::days(30);
 
 #[derive(Debug)]
 struct Fixed(DateTime<Utc>);
@@ -131,7 +134,8 @@ impl DeltaLakehouse {
         let retention = TimeDelta::hours(i64::from(*retention_hours));
         let opened = self.newest(table).await?;
         // Tombstones leave the checkpoints after a week, whatever the caller's retention: the log says what is needed.
-        let needed = self.needed(table, *now - retention).await?;
+        let before = |age: TimeDelta| now.checked_sub_signed(age).unwrap_or(DateTime::<Utc>::MIN_UTC);
+        let needed = self.needed(table, before(retention)).await?;
         let vacuum = |opened: DeltaTable, dry_run: bool| {
             opened
                 .vacuum()
@@ -153,9 +157,20 @@ impl DeltaLakehouse {
         let mut files: Vec<String> = planned.files_deleted.into_iter().filter(is_stored).collect();
         files.sort();
         files.dedup();
-        if !*dry_run && !files.is_empty() {
+        if *dry_run {
+            return Ok(files);
+        }
+        let log = opened.log_store();
+        if !files.is_empty() {
             let (written, _) = vacuum(opened, false).await.map_err(failed)?;
             self.remember(table, &written);
+        }
+        let expired = before(retention.max(LOG_RETENTION));
+        let oldest = needed.iter().copied().min().unwrap_or(0);
+        let shortened = cleanup_expired_logs_for(oldest, log.as_ref(), expired.timestamp_millis(), None).await.map_err(failed)?;
+        if shortened > 0 {
+            // The snapshot at hand may begin at an entry that is gone.
+            self.forget(table);
         }
         Ok(files)
     }
@@ -184,6 +199,8 @@ impl DeltaLakehouse {
                 create_checkpoint(&opened, None)
                     .await
                     .map_err(|e| PortError::retryable(format!("checkpoint {table} at version {version}")).because(e))?;
+                // A snapshot that was carried forward commit by commit is slower than one that begins at a checkpoint.
+                self.forget(table);
                 version
             }
         };

@@ -123,9 +123,10 @@ impl DeltaLakehouse {
             Start::Done(version) => return Ok(Commit::Already(version)),
             Start::From(existing) => existing,
         };
-        let (ctx, frame) = self.rows(&query).await?;
-        let plan = frame.into_unoptimized_plan();
         let what = format!("append to {table} as {}, epoch {}", mark.writer, mark.epoch);
+        let (ctx, frame) = self.rows(&query).await?;
+        known(&what, &frame, &partition_by, "partition", true)?;
+        let plan = frame.into_unoptimized_plan();
         let result = match existing {
             None => self.create(&table, &txn, partition_by, &ctx, plan).await,
             Some(existing) => {

@@ -96,6 +96,8 @@ async fn appended_rows_are_there_once(lake: &dyn Lakehouse) {
     version(lake.append(parts(1)).await.expect("a table is made"));
     version(lake.append(Append { partition_by: Vec::new(), ..parts(2) }).await.expect("rows are added"));
     assert_eq!(rows(lake, "conf/parts", "k, n", "k, n").await, ["a 1", "a 1", "null 2", "null 2"]);
+    let wrong = Append { partition_by: vec!["fecha".into()], ..append("conf/wrong", 1, "('a', 1)") };
+    refused(lake.append(wrong).await, &["partition column fecha", "k, n"]);
 }
 
 fn upsert(table: &str, epoch: i64, values: &str) -> Upsert {

@@ -312,7 +312,8 @@ pub trait Lakehouse: fmt::Debug + Send + Sync {
     /// rows are the same whether or not the call took effect.
     async fn optimize(&self, optimize: Optimize) -> Result<Rewritten>;
     /// Removes files that no version needs which was current at any time within the retention, among them what dead
-    /// attempts left behind, and returns their paths below the table, sorted. Harmless to repeat.
+    /// attempts left behind, and returns their paths below the table, sorted. Entries of the log that a checkpoint stands
+    /// for go, too, when they are older than the retention and than 30 days. Harmless to repeat.
     ///
     /// # Errors
     /// `Permanent` when the table is missing or the retention is too short. `Retryable` otherwise: some of the files may be

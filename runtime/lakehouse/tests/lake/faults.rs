@@ -447,3 +447,48 @@ async fn a_vacuum_of_a_long_retention_keeps_what_the_log_has_forgotten_to_bury()
     assert_eq!(lake.vacuum(vacuum(10, 30 * 24)).await.expect("nothing to remove"), Vec::<String>::new());
     assert_eq!(lake.vacuum(vacuum(31, 30 * 24)).await.expect("files are listed").len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shortened_log_keeps_the_rows_the_epochs_and_the_versions_within_the_retention() {
+    let store = Arc::new(InMemory::new());
+    let lake = DeltaLakehouse::new(store.clone());
+    for epoch in 1..=25 {
+        let query = of(&format!("('a', {epoch})"));
+        lake.append(Append { table: TABLE.into(), mark: mark(epoch), partition_by: vec![], query }).await.expect("added");
+        lake.maintain(TABLE).await.expect("maintained");
+    }
+    let (wanted, told) = (rows(&lake).await, lake.versions(TABLE, 100).await.expect("the log is read"));
+    let newest = told[0].at;
+    let at = |days| Vacuum {
+        table: TABLE.into(),
+        now: newest + TimeDelta::days(days),
+        retention_hours: 168,
+        allow_short_retention: false,
+        dry_run: false,
+    };
+    for days in [0, 6, 29] {
+        lake.vacuum(at(days)).await.expect("nothing to remove");
+        assert_eq!(lake.versions(TABLE, 100).await.expect("the log is read"), told, "after {days} days");
+    }
+    lake.vacuum(at(40)).await.expect("the log is shortened");
+    // The checkpoints are of versions 10 and 20.
+    let left: Vec<u64> = lake.versions(TABLE, 100).await.expect("the log is read").iter().map(|v| v.version).collect();
+    assert_eq!(left, [24, 23, 22, 21, 20]);
+    for lake in [lake, DeltaLakehouse::new(store)] {
+        assert_eq!(rows(&lake).await, wanted);
+        assert_eq!(lake.writer_epoch(TABLE, "prueba").await.expect("the log is read"), Some(25));
+        for (version, is_there) in [(19, false), (20, true), (24, true)] {
+            let input = Input::DeltaVersion { table: TABLE.into(), version };
+            let sql = "SELECT count(*) AS n FROM t".to_owned();
+            let result = lake.query(&Query { sql, inputs: vec![("t".into(), input)] }).await;
+            match result {
+                Ok(_) => assert!(is_there, "version {version}"),
+                Err(e) => assert!(!is_there && e.chain().contains("expected one of 20 to 24"), "{}", e.chain()),
+            }
+        }
+        let old = Input::DeltaTime { table: TABLE.into(), at: told[24].at - TimeDelta::milliseconds(1) };
+        let sql = "SELECT count(*) AS n FROM t".to_owned();
+        let error = lake.query(&Query { sql, inputs: vec![("t".into(), old)] }).await.expect_err("it is gone");
+        assert_eq!(error.disposition, Disposition::Permanent, "{}", error.chain());
+    }
+}

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 
 use chrono::Days;
 use object_store::memory::InMemory;
-use simulacro_core::ports::{DayWrite, Input, Lakehouse, Optimize, Query};
+use simulacro_core::ports::{Append, DayWrite, Input, Lakehouse, Mark, Optimize, Query};
 use simulacro_lakehouse::DeltaLakehouse;
 
 use crate::shop::day;
@@ -44,7 +44,7 @@ async fn growth_of_the_cost_of_a_day() {
         let sql = format!("SELECT region, sum(monto) AS m FROM t WHERE fecha = DATE '{}' GROUP BY region", first + Days::new(n));
         Query { sql, inputs: vec![("t".into(), Input::Delta(TABLE.into()))] }
     };
-    println!("days  write  epoch  read-day  open-cold  read-cold  (ms)");
+    println!("days  write  epoch  read-day | in a new process: open  read-day  write  (ms)");
     let mut days = 0;
     for until in [10, 100, 300, 600] {
         while days < until {
@@ -60,6 +60,27 @@ async fn growth_of_the_cost_of_a_day() {
     println!("optimize: {done:?} in {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
     lake.maintain(TABLE).await.expect("maintained");
     measure(&lake, &store, days, &write, &of_day).await;
+}
+
+/// Days appended to a table without partitions, as small files that can be joined.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn growth_of_small_files_without_partitions() {
+    let store = Arc::new(InMemory::new());
+    let lake = DeltaLakehouse::new(store.clone());
+    for n in 0..300 {
+        let sql = format!("SELECT k, k % 7 AS v, {n} AS n FROM (SELECT unnest(range(0, 200)) AS k)");
+        let (mark, query) = (Mark { writer: "prueba".into(), epoch: n + 1 }, Query { sql, inputs: vec![] });
+        lake.append(Append { table: TABLE.into(), mark, partition_by: vec![], query }).await.expect("added");
+        lake.maintain(TABLE).await.expect("maintained");
+    }
+    let sum = Query { sql: "SELECT sum(v) AS s FROM t".into(), inputs: vec![("t".into(), Input::Delta(TABLE.into()))] };
+    let before = millis(|| async { lake.query(&sum).await.expect("read") }).await;
+    let start = Instant::now();
+    let done = lake.optimize(Optimize { table: TABLE.into(), z_order: vec![], target_bytes: 100 << 20 }).await.expect("joined");
+    let took = start.elapsed().as_secs_f64() * 1000.0;
+    let after = millis(|| async { lake.query(&sum).await.expect("read") }).await;
+    println!("300 small files: read all {before:.1} ms; {done:?} in {took:.0} ms; read all {after:.1} ms");
 }
 
 async fn measure(
@@ -83,5 +104,11 @@ async fn measure(
     let reads = millis(|| async { lake.query(&of_day(last)).await.expect("read") }).await;
     let cold = millis(|| async { DeltaLakehouse::new(store.clone()).exists(TABLE).await.expect("read") }).await;
     let cold_reads = millis(|| async { DeltaLakehouse::new(store.clone()).query(&of_day(last)).await.expect("read") }).await;
-    println!("{days:4}  {writes:5.1}  {epochs:5.1}  {reads:8.1}  {cold:9.1}  {cold_reads:9.1}");
+    let cold_writes = millis(|| {
+        next += 1;
+        let write = write(last, next);
+        async move { DeltaLakehouse::new(store.clone()).overwrite_day(write).await.expect("written") }
+    })
+    .await;
+    println!("{days:4}  {writes:5.1}  {epochs:5.1}  {reads:8.1} | {cold:20.1}  {cold_reads:8.1}  {cold_writes:5.1}");
 }
