@@ -11,4 +11,5 @@ pub mod models;
 pub mod orchestrator;
 pub mod platform;
 pub mod ports;
+pub mod slo;
 pub mod streaming;
