@@ -220,6 +220,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
         }
     }
 
+    /// The next bytes of a COPY if they have arrived in whole already. `None` says only that [`Wire::copied`] must be asked.
+    pub(crate) fn arrived(&mut self) -> std::result::Result<Option<&[u8]>, WireError> {
+        self.input.advance(std::mem::take(&mut self.taken));
+        if !self.is_whole()? || self.input[0] != b'd' {
+            return Ok(None);
+        }
+        Ok(Some(self.take()))
+    }
+
     /// Says good-bye.
     pub(crate) async fn close(mut self) -> io::Result<()> {
         frontend::terminate(&mut self.output);
@@ -344,6 +353,9 @@ mod tests {
                 let mut got = Vec::new();
                 while let Some(bytes) = wire.copied().await? {
                     got.extend_from_slice(bytes);
+                    while let Some(bytes) = wire.arrived()? {
+                        got.extend_from_slice(bytes);
+                    }
                 }
                 Ok(got)
             };
