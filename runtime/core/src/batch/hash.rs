@@ -53,15 +53,16 @@ fn add_digest(lanes: &mut [u64; 4], digest: &[u8]) {
     }
 }
 
-/// The first definition of a raw day's content hash: the sum of the sha256 of each row's text.
+/// Order-free hash of rows: the sum of the rows' sha256 in four 64-bit lanes, so that duplicates count.
 ///
-/// It is kept for manifests that were written with it, so that an unchanged day stays the version that it is.
+/// Of rows as text it is the first definition of a raw day's content hash, kept for manifests that were written with it, so
+/// that an unchanged day stays the version that it is.
 #[derive(Debug, Default)]
-pub(super) struct TextHash([u64; 4]);
+pub(super) struct OrderFreeHash([u64; 4]);
 
-impl TextHash {
-    pub(super) fn add(&mut self, batch: &RecordBatch) -> Result<()> {
-        each_row(batch, |row| add_digest(&mut self.0, &Sha256::digest(row.as_bytes())))
+impl OrderFreeHash {
+    pub(super) fn add(&mut self, row: &str) {
+        add_digest(&mut self.0, &Sha256::digest(row.as_bytes()));
     }
     pub(super) fn finish(&self) -> String {
         hex(&self.0.iter().flat_map(|l| l.to_be_bytes()).collect::<Vec<_>>())
@@ -498,8 +499,8 @@ mod tests {
         let batch = batch(&rows);
         let rows = concat_batches(batch.schema_ref(), [&batch]).expect("one schema");
         assert_eq!(hash(&[rows.clone()]), "04c075deea024a0de9c41717b4aebe8b02ffbf239b2439a900e374d032efb089");
-        let mut text = TextHash::default();
-        text.add(&rows).expect("rows have text");
+        let mut text = OrderFreeHash::default();
+        each_row(&rows, |row| text.add(row)).expect("rows have text");
         assert_eq!(text.finish(), "c0b313e0b951f7eab9151e5343a2658cd524561ede947339af29c99b3d13c8e4");
     }
 }

@@ -30,7 +30,7 @@ use tokio::select;
 
 use super::{
     DayError, again,
-    hash::{ContentHash, TextHash, hex},
+    hash::{ContentHash, OrderFreeHash, each_row, hex},
 };
 use crate::{
     contract::Contract,
@@ -370,7 +370,7 @@ struct Parts<'a> {
     published: Vec<Option<&'a ManifestFile>>,
     hash: ContentHash,
     /// Of the rows, where the newest version has a hash of the first definition.
-    text_hash: Option<TextHash>,
+    text_hash: Option<OrderFreeHash>,
     files: Vec<ManifestFile>,
     /// The one part that is on its way to the store, and its path.
     put: Option<(String, BoxFuture<'a, Result<()>>)>,
@@ -395,7 +395,7 @@ impl<'a> Parts<'a> {
             version: latest.map_or(0, |m| m.version) + 1,
             published: files.map(|file| found.has(file).then_some(file)).collect(),
             hash: ContentHash::new(&schema),
-            text_hash: latest.is_some_and(|m| m.content_hash_version == 1).then(TextHash::default),
+            text_hash: latest.is_some_and(|m| m.content_hash_version == 1).then(OrderFreeHash::default),
             schema,
             files: Vec::new(),
             put: None,
@@ -429,7 +429,7 @@ impl<'a> Parts<'a> {
             rows += batch.num_rows() as u64;
             self.hash.add(&batch)?;
             if let Some(text_hash) = &mut self.text_hash {
-                text_hash.add(&batch)?;
+                each_row(&batch, |row| text_hash.add(row))?;
             }
             self.encode(&mut encoder, batch).await?;
         }
