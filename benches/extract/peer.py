@@ -76,7 +76,9 @@ def polars(args, engine):
     def work():
         query = halves(args) if engine == "connectorx" else day_query(args)
         frame = pl.read_database_uri(query, args.postgres, engine=engine)
-        frame = frame.with_columns(pl.col("monto", "descuento").cast(pl.Decimal(10, 2)))
+        # ADBC hands a numeric over as an extension type around text.
+        amounts = [amount.ext.storage() if engine == "adbc" else amount for amount in (pl.col("monto"), pl.col("descuento"))]
+        frame = frame.with_columns(amount.cast(pl.Decimal(10, 2)) for amount in amounts)
         frame.write_parquet(args.out, compression="snappy")
         return frame.height
 
@@ -94,7 +96,7 @@ def duckdb_scanner(args):
         database.execute(f"ATTACH '{args.postgres}' AS source (TYPE postgres, READ_ONLY)")
         query = day_query(args).replace("FROM ventas", "FROM source.public.ventas")
         database.execute(f"COPY ({query}) TO '{args.out}' (FORMAT parquet, COMPRESSION snappy)")
-        return database.execute(f"SELECT count(*) FROM '{args.out}'").fetchone()[0]
+        return database.execute(f"SELECT count(*) FROM read_parquet('{args.out}')").fetchone()[0]
 
     return work
 
@@ -110,7 +112,7 @@ def duckdb_adbc(args):
             reader = cursor.fetch_record_batch()  # noqa: F841, DuckDB finds it by its name
             cast = COLUMNS.replace("monto, descuento", "CAST(monto AS DECIMAL(10,2)) AS monto, CAST(descuento AS DECIMAL(10,2)) AS descuento")
             database.execute(f"COPY (SELECT {cast} FROM reader) TO '{args.out}' (FORMAT parquet, COMPRESSION snappy)")
-        return database.execute(f"SELECT count(*) FROM '{args.out}'").fetchone()[0]
+        return database.execute(f"SELECT count(*) FROM read_parquet('{args.out}')").fetchone()[0]
 
     return work
 

@@ -14,6 +14,7 @@ import decimal
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import statistics
@@ -119,8 +120,9 @@ def measure(server, command):
         err.seek(0)
         said, complained = out.read(), err.read()
     if process.returncode != 0:
-        lines = [line for line in complained.strip().splitlines() if line.strip()] or [f"exit code {process.returncode}"]
-        return None, lines[-1][:200]
+        lines = complained.strip().splitlines()
+        named = [line.strip() for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|error)\b.*:", line.strip())]
+        return None, (named or lines or [f"exit code {process.returncode}"])[-1][:200]
     report = {"process_seconds": seconds, "process_cpu_seconds": used.ru_utime + used.ru_stime, "peak_mib": used.ru_maxrss / 1024}
     report["server_cpu_seconds"] = server.cpu_seconds() - before
     report["said"] = said

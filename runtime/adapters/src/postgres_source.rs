@@ -214,8 +214,13 @@ impl Worker {
                         None => within(bound, rows.next().map(Option::transpose)).await,
                     };
                     let Some(bytes) = next.map_err(failed)? else { break };
-                    if !decode(&mut decoder, &bytes, &self.out).await? {
-                        return Ok(false);
+                    let mut bytes: &[u8] = &bytes;
+                    while !bytes.is_empty() {
+                        if let Some(batch) = decoder.decode(&mut bytes).map_err(Sent::Damaged)?
+                            && self.out.send(Sent::Batch(batch)).await.is_err()
+                        {
+                            return Ok(false);
+                        }
                     }
                 }
             }
@@ -227,13 +232,19 @@ impl Worker {
                         Some(next) => next,
                         None => within(bound, wire.copied()).await,
                     };
-                    let Some(bytes) = next.map_err(failed)? else { break };
-                    if !decode(&mut decoder, bytes, &self.out).await? {
-                        return Ok(false);
-                    }
-                    while let Some(bytes) = wire.arrived().map_err(failed)? {
-                        if !decode(&mut decoder, bytes, &self.out).await? {
-                            return Ok(false);
+                    let Some(mut bytes) = next.map_err(failed)? else { break };
+                    // And those that have arrived with them.
+                    loop {
+                        while !bytes.is_empty() {
+                            if let Some(batch) = decoder.decode(&mut bytes).map_err(Sent::Damaged)?
+                                && self.out.send(Sent::Batch(batch)).await.is_err()
+                            {
+                                return Ok(false);
+                            }
+                        }
+                        match wire.arrived().map_err(failed)? {
+                            Some(more) => bytes = more,
+                            None => break,
                         }
                     }
                 }
@@ -244,18 +255,6 @@ impl Worker {
             None => Ok(true),
         }
     }
-}
-
-/// Decodes bytes and sends the batches that are full; says whether somebody still listens.
-async fn decode(decoder: &mut CopyDecoder, mut bytes: &[u8], out: &mpsc::Sender<Sent>) -> Result<bool, Sent> {
-    while !bytes.is_empty() {
-        if let Some(batch) = decoder.decode(&mut bytes).map_err(Sent::Damaged)?
-            && out.send(Sent::Batch(batch)).await.is_err()
-        {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// Makes full batches of the pieces in which ranges end.

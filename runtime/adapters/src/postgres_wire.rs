@@ -256,7 +256,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
 
     /// What the message at the front says of its length, its four bytes included.
     fn length(&self) -> usize {
-        self.input[1..5].iter().fold(0, |length, byte| length << 8 | usize::from(*byte))
+        u32::from_be_bytes([self.input[1], self.input[2], self.input[3], self.input[4]]) as usize
     }
 
     /// Whether the message at the front has arrived in whole.

@@ -22,7 +22,11 @@ use chrono::NaiveDate;
 use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream::BoxStream};
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, path::Path};
 use parquet::{
-    arrow::ArrowWriter, basic::Compression, errors::ParquetError, file::properties::WriterProperties, schema::types::ColumnPath,
+    arrow::ArrowWriter,
+    basic::{Compression, Encoding},
+    errors::ParquetError,
+    file::properties::{EnabledStatistics, WriterProperties},
+    schema::types::ColumnPath,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -342,9 +346,20 @@ impl Encoder {
             // The part is the unit that is written, read and bounded: it needs no groups of its own.
             .set_max_row_group_row_count(None)
             .set_dictionary_enabled(false);
-        let properties = repeating(first)
-            .into_iter()
-            .fold(properties, |p, column| p.set_column_dictionary_enabled(ColumnPath::new(vec![column]), true));
+        let repeating = repeating(first);
+        let properties = schema.fields().iter().fold(properties, |properties, field| {
+            let column = ColumnPath::new(vec![field.name().clone()]);
+            match field.data_type() {
+                _ if repeating.contains(field.name()) => properties.set_column_dictionary_enabled(column, true),
+                // The least and the greatest of texts that are all different exclude no part from being read.
+                DataType::Utf8 => properties.set_column_statistics_enabled(column, EnabledStatistics::None),
+                // Whole numbers: differences are shorter than values, also where they are not sorted.
+                DataType::Date32 | DataType::Timestamp(_, _) | DataType::Decimal128(..=18, _) => {
+                    properties.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
+                }
+                _ => properties,
+            }
+        });
         let writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties.build()))?;
         Ok(Self { writer, rows: 0 })
     }
