@@ -318,6 +318,70 @@ async fn the_number_of_connections_changes_no_batch() {
     }
 }
 
+/// Blocks of these tables that sessions which have ended have touched so far, in memory or on disk.
+async fn touched(postgres: &Postgres, schema: &str, like: &str) -> i64 {
+    let sql = "SELECT coalesce(sum(heap_blks_read + heap_blks_hit), 0)::int8 FROM pg_statio_user_tables WHERE schemaname = $1 AND relname LIKE $2";
+    let mut connection = postgres.connect().await;
+    sqlx::query_scalar(sql).bind(schema).bind(like).fetch_one(&mut connection).await.expect("the server answers")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_of_a_day_touch_its_blocks_once_and_no_other_day() {
+    let Some(postgres) = Postgres::shared().await else { return };
+    let mut server = postgres.server("bloques").await;
+    server.options = server.options.application_name("bloques");
+    let rows = "SELECT d * 20000 + g, g::numeric / 100, repeat('r', g % 40), DATE '1997-01-01' + d FROM generate_series(0, 6) d, generate_series(1, 20000) g";
+    let columns = "(order_id bigint, monto numeric(10,2), region text, fecha date)";
+    let partitions: String = (1..=7)
+        .map(|d| {
+            format!(
+                "CREATE TABLE bloques.partes_{d} PARTITION OF bloques.partes FOR VALUES FROM ('1997-01-0{d}') TO ('1997-01-0{}') \
+                 WITH (autovacuum_enabled = off); ",
+                d + 1
+            )
+        })
+        .collect();
+    postgres
+        .execute(&format!(
+            "CREATE TABLE bloques.junta {columns}; INSERT INTO bloques.junta {rows}; CREATE INDEX ON bloques.junta (fecha); \
+             CREATE TABLE bloques.partes {columns} PARTITION BY RANGE (fecha); {partitions} INSERT INTO bloques.partes {rows}; \
+             ANALYZE bloques.junta; ANALYZE bloques.partes"
+        ))
+        .await;
+    let blocks: i64 = sqlx::query_scalar("SELECT pg_relation_size('bloques.junta') / 8192")
+        .fetch_one(&mut postgres.connect().await)
+        .await
+        .expect("the server answers");
+    // Twenty ranges: if each of them looked at the whole table, that would be twenty times its blocks.
+    let source = PostgresSource::new(server, config(2, 1_000));
+    let quiet = || async { sessions(postgres, "bloques").await == 0 };
+    let settled = || async {
+        let first = touched(postgres, "bloques", "%").await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        first == touched(postgres, "bloques", "%").await
+    };
+    for (table, own, others, most) in [
+        // To count it may look at everything once, then once at the day's seventh, of which ranges may share the ends.
+        ("junta", "junta", "junta", blocks + blocks / 7 + 25),
+        // Of the partition twice, and of the other six nothing.
+        ("partes", "partes_4", "partes_%", 2 * (blocks / 7) + 25),
+    ] {
+        eventually("the server has counted what was before", settled).await;
+        let (before_own, before_all) = (touched(postgres, "bloques", own).await, touched(postgres, "bloques", others).await);
+        let read = read(&source, table, "1997-01-04", &many_columns()).await.expect("the day is read");
+        assert_eq!(read.iter().map(RecordBatch::num_rows).sum::<usize>(), 20_000);
+        eventually("its sessions end", quiet).await;
+        eventually("the server has counted", || async {
+            touched(postgres, "bloques", own).await >= before_own + 2 * (blocks / 7)
+        })
+        .await;
+        let (in_own, in_all) =
+            (touched(postgres, "bloques", own).await - before_own, touched(postgres, "bloques", others).await - before_all);
+        assert!(in_all <= most, "{table}: {in_all} blocks of {blocks} touched, expected at most {most}");
+        assert_eq!(in_own, in_all, "{table}: other partitions were touched");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_day_is_read_as_it_was_when_its_rows_were_counted() {
     let Some(postgres) = Postgres::shared().await else { return };

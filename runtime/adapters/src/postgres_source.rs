@@ -37,6 +37,9 @@ pub enum NaiveTimestamps {
     Unknown,
 }
 
+/// The most parallel workers that PostgreSQL can be told to use.
+const HELPERS_MAX: usize = 1_024;
+
 /// What takes the rows from the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyReader {
@@ -211,8 +214,13 @@ impl Worker {
                         None => within(bound, rows.next().map(Option::transpose)).await,
                     };
                     let Some(bytes) = next.map_err(failed)? else { break };
-                    if !decode(&mut decoder, &bytes, &self.out).await? {
-                        return Ok(false);
+                    let mut bytes: &[u8] = &bytes;
+                    while !bytes.is_empty() {
+                        if let Some(batch) = decoder.decode(&mut bytes).map_err(Sent::Damaged)?
+                            && self.out.send(Sent::Batch(batch)).await.is_err()
+                        {
+                            return Ok(false);
+                        }
                     }
                 }
             }
@@ -224,9 +232,20 @@ impl Worker {
                         Some(next) => next,
                         None => within(bound, wire.copied()).await,
                     };
-                    let Some(bytes) = next.map_err(failed)? else { break };
-                    if !decode(&mut decoder, bytes, &self.out).await? {
-                        return Ok(false);
+                    let Some(mut bytes) = next.map_err(failed)? else { break };
+                    // And those that have arrived with them.
+                    loop {
+                        while !bytes.is_empty() {
+                            if let Some(batch) = decoder.decode(&mut bytes).map_err(Sent::Damaged)?
+                                && self.out.send(Sent::Batch(batch)).await.is_err()
+                            {
+                                return Ok(false);
+                            }
+                        }
+                        match wire.arrived().map_err(failed)? {
+                            Some(more) => bytes = more,
+                            None => break,
+                        }
                     }
                 }
             }
@@ -236,18 +255,6 @@ impl Worker {
             None => Ok(true),
         }
     }
-}
-
-/// Decodes bytes and sends the batches that are full; says whether somebody still listens.
-async fn decode(decoder: &mut CopyDecoder, mut bytes: &[u8], out: &mpsc::Sender<Sent>) -> Result<bool, Sent> {
-    while !bytes.is_empty() {
-        if let Some(batch) = decoder.decode(&mut bytes).map_err(Sent::Damaged)?
-            && out.send(Sent::Batch(batch)).await.is_err()
-        {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// Makes full batches of the pieces in which ranges end.
@@ -430,7 +437,7 @@ impl PostgresSource {
         // The lock is taken before the first snapshot of its own, so that no column can change between the two.
         format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {snapshot}\
-             SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL synchronize_seqscans = off; \
+             SET LOCAL jit = off; SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL synchronize_seqscans = off; \
              SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; \
              LOCK TABLE {qualified} IN ACCESS SHARE MODE"
         )
@@ -509,8 +516,13 @@ impl TableSource for PostgresSource {
         let (is_view, declared) = self.declared(&mut leader, table).await?;
         let copied = self.copy_columns(table, &declared, columns)?;
         let places = if is_view { "NULL::text, NULL::text" } else { "min(ctid)::text, max(ctid)::text" };
+        // Here the order does not matter: as many processes of the server may count as will read.
+        let helpers = self.config.connections.get() - 1;
+        let parallel = format!("SET LOCAL max_parallel_workers_per_gather = {}", helpers.min(HELPERS_MAX));
+        self.server.run(&mut leader, parallel).await.map_err(failed)?;
         let count = format!("SELECT count(*), {places} FROM {qualified} WHERE fecha = {day}");
         let rows = self.server.rows(&mut leader, count, &[]).await.map_err(failed)?;
+        self.server.run(&mut leader, "SET LOCAL max_parallel_workers_per_gather = 0").await.map_err(failed)?;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound).map_err(failed)?;
         let expected_rows = row.try_get::<i64, _>(0).map_err(failed)?.unsigned_abs();
         let place =

@@ -220,6 +220,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
         }
     }
 
+    /// The next bytes of a COPY if they have arrived in whole already. `None` says only that [`Wire::copied`] must be asked.
+    pub(crate) fn arrived(&mut self) -> std::result::Result<Option<&[u8]>, WireError> {
+        self.input.advance(std::mem::take(&mut self.taken));
+        if !self.is_whole()? || self.input[0] != b'd' {
+            return Ok(None);
+        }
+        Ok(Some(self.take()))
+    }
+
     /// Says good-bye.
     pub(crate) async fn close(mut self) -> io::Result<()> {
         frontend::terminate(&mut self.output);
@@ -247,7 +256,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
 
     /// What the message at the front says of its length, its four bytes included.
     fn length(&self) -> usize {
-        self.input[1..5].iter().fold(0, |length, byte| length << 8 | usize::from(*byte))
+        u32::from_be_bytes([self.input[1], self.input[2], self.input[3], self.input[4]]) as usize
     }
 
     /// Whether the message at the front has arrived in whole.
@@ -344,6 +353,9 @@ mod tests {
                 let mut got = Vec::new();
                 while let Some(bytes) = wire.copied().await? {
                     got.extend_from_slice(bytes);
+                    while let Some(bytes) = wire.arrived()? {
+                        got.extend_from_slice(bytes);
+                    }
                 }
                 Ok(got)
             };

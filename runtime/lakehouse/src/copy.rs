@@ -318,6 +318,50 @@ impl<'a> Numeric<'a> {
     }
 }
 
+/// 10^0 to 10^18.
+const POWERS: [i64; 19] = {
+    let mut powers = [1; 19];
+    let mut i = 1;
+    while i < powers.len() {
+        powers[i] = powers[i - 1] * 10;
+        i += 1;
+    }
+    powers
+};
+
+/// What [`Numeric::parse`] and [`Numeric::scaled`] make of a `numeric`, for the common ones: at most 18 digits, which an
+/// `i64` holds. `None` says only that the long way has to be taken.
+fn short_numeric(raw: &[u8], precision: u8, scale: u8) -> Option<i64> {
+    let (head, digits) = raw.split_first_chunk::<8>()?;
+    let word = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
+    let (count, weight, sign, dscale) = (usize::from(word(0)), word(2) as i16, word(4), word(6));
+    if digits.len() != count * 2 || count > 6 || !matches!(sign, 0 | 0x4000) || dscale > DSCALE_MAX || precision > 18 {
+        return None;
+    }
+    let (mut sum, mut shift) = (0_i64, i32::from(weight) * 4 + i32::from(scale));
+    for digit in digits.chunks_exact(2) {
+        let digit = i64::from(u16::from_be_bytes([digit[0], digit[1]]));
+        if digit > 9_999 {
+            return None;
+        }
+        let part = if digit == 0 {
+            0
+        } else if shift >= 0 {
+            digit.checked_mul(*POWERS.get(shift as usize)?)?
+        } else {
+            // Digits below the last place must be zeros.
+            let unit = POWERS.get(shift.unsigned_abs() as usize)?;
+            if digit % unit != 0 {
+                return None;
+            }
+            digit / unit
+        };
+        sum = sum.checked_add(part)?;
+        shift -= 4;
+    }
+    (sum < *POWERS.get(usize::from(precision))?).then_some(if sign == 0 { sum } else { -sum })
+}
+
 /// The most digits after the point in each column of a whole stream; 0 for columns that are not marked as `numeric`.
 ///
 /// A query's `numeric` has no declared scale: this tells which one holds all its values. Reading ends at the first
@@ -427,9 +471,10 @@ impl Builder {
             Self::Int4(b) => b.append_value(i32::from_be_bytes(fixed(raw, "int4")?)),
             Self::Int8(b) => b.append_value(i64::from_be_bytes(fixed(raw, "int8")?)),
             Self::Float8(b) => b.append_value(f64::from_be_bytes(fixed(raw, "float8")?)),
-            Self::Numeric { builder, precision, scale } => {
-                builder.append_value(Numeric::parse(raw)?.scaled(*precision, *scale)?);
-            }
+            Self::Numeric { builder, precision, scale } => match short_numeric(raw, *precision, *scale) {
+                Some(value) => builder.append_value(value.into()),
+                None => builder.append_value(Numeric::parse(raw)?.scaled(*precision, *scale)?),
+            },
             Self::Date(b) => b.append_value(date_days(raw)?),
             Self::Timestamp(b) => b.append_value(timestamp_micros(raw)?),
         }
@@ -586,6 +631,9 @@ impl CopyDecoder {
 
     fn advance(&mut self, bytes: &mut &[u8]) -> Result<Option<RecordBatch>, CopyError> {
         loop {
+            if self.next == Next::FieldCount && self.carry.is_empty() && self.whole_rows(bytes)? {
+                return self.flush().map(Some);
+            }
             let need = match self.next {
                 Next::Header => HEADER_BYTES,
                 Next::Extension { left } => {
@@ -636,6 +684,58 @@ impl CopyDecoder {
                 return self.flush().map(Some);
             }
         }
+    }
+
+    /// Takes rows from the front of `bytes` that are there in whole, the quick way; says whether the batch is full. It stops
+    /// before the first thing that is anything else.
+    fn whole_rows(&mut self, bytes: &mut &[u8]) -> Result<bool, CopyError> {
+        while let Some(length) = self.whole_row(bytes) {
+            let (row, rest) = bytes.split_at(length);
+            let mut place = 2;
+            for (column, builder) in self.builders.iter_mut().enumerate() {
+                let length = row[place..].first_chunk::<4>().map_or(-1, |word| i32::from_be_bytes(*word));
+                place += 4;
+                let Ok(length) = usize::try_from(length) else {
+                    builder.append_null();
+                    continue;
+                };
+                let raw = &row[place..place + length];
+                place += length;
+                if let Err(misfit) = builder.append(raw) {
+                    self.at += place as u64;
+                    return Err(self.value_error(column, length, misfit));
+                }
+                if matches!(builder, Builder::Text(_)) {
+                    self.batch_bytes += length;
+                }
+            }
+            *bytes = rest;
+            self.at += length as u64;
+            self.rows += 1;
+            self.batch_rows += 1;
+            if self.batch_rows >= self.limits.batch_rows || self.batch_bytes >= self.limits.batch_bytes {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The length of the row at the front of `bytes`; `None` where it is not whole, or no row of these columns.
+    fn whole_row(&self, bytes: &[u8]) -> Option<usize> {
+        let count = bytes.first_chunk::<2>()?;
+        if usize::from(u16::from_be_bytes(*count)) != self.columns.len() {
+            return None;
+        }
+        let mut place = 2;
+        for _ in &self.columns {
+            let length = i32::from_be_bytes(*bytes.get(place..)?.first_chunk::<4>()?);
+            place += 4;
+            if length != -1 {
+                let length = usize::try_from(length).ok().filter(|length| *length <= self.limits.value_bytes)?;
+                place += length;
+            }
+        }
+        (place <= bytes.len()).then_some(place)
     }
 
     /// Takes one complete unit; says whether the batch is full.
@@ -1213,6 +1313,23 @@ mod tests {
             stream.extend(bytes);
             let _ = decode(&all_kinds(), limits(3), &stream, &[chunk]);
             let _ = numeric_scales(&stream, &[true; 9]);
+        }
+
+        #[test]
+        fn the_quick_way_to_a_number_is_the_long_way(
+            weight in -4_i16..6, sign in prop_oneof![Just(0_u16), Just(0x4000), Just(0xc000)], dscale in 0_u16..20,
+            digits in proptest::collection::vec(prop_oneof![Just(0_u16), 0_u16..10_001, (0_u16..100).prop_map(|d| d * 100)], 0..7),
+            precision in 1_u8..=20, scale in 0_u8..=20,
+        ) {
+            let scale = scale.min(precision);
+            let raw = numeric(weight, sign, dscale, &digits);
+            let long = Numeric::parse(&raw).and_then(|n| n.scaled(precision, scale));
+            if let Some(short) = short_numeric(&raw, precision, scale) {
+                prop_assert_eq!(long, Ok(short.into()));
+            } else if let Ok(long) = long {
+                // It is the common numbers that are quick: few digits, of a few places.
+                prop_assert!(precision > 18 || weight > 3 || digits.len() > 5 || scale > 4, "{} was not quick", long);
+            }
         }
 
         #[test]

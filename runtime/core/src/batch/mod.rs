@@ -17,7 +17,7 @@ use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 
 pub use hash::canonical_hash;
-pub use raw::arrow_schema;
+pub use raw::{Manifest, ManifestFile, RawDay, RawLayout, arrow_schema, extract_raw};
 
 use crate::{
     contract::Contract,
