@@ -35,6 +35,7 @@ use crate::{
     rng::Stream,
     scenario::{Scenario, Verdict},
     store::{DirectStore, ObjectService, PortStore},
+    stream::world::Figures,
 };
 
 const CONTRACT: &str = include_str!("../../contracts/odcs/cdnow/ventas.yaml");
@@ -71,6 +72,9 @@ pub struct Judgement {
     pub store_calls: u64,
     /// Draws from the seeded stream of entropy.
     pub draws: u64,
+    /// Figures of a stream story.
+    #[serde(default)]
+    pub stream: Option<Figures>,
 }
 
 /// One line of the mart.
@@ -88,7 +92,8 @@ fn lines(mart: &Mart) -> Vec<Line> {
     mart.iter().map(|((fecha, region), sales)| Line { fecha: *fecha, region: region.clone(), sales: sales.clone() }).collect()
 }
 
-type Failure = Box<dyn std::error::Error>;
+/// What breaks the world itself.
+pub type Failure = Box<dyn std::error::Error>;
 type Mart = BTreeMap<(NaiveDate, String), Sales>;
 
 /// What the worker leaves behind when the story is over.
@@ -361,6 +366,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
         store_digest: service.digest(),
         store_calls: service.calls(),
         draws: interpose::draws(),
+        stream: None,
     };
     let events = history.events.lock().map_err(|_| "the history panicked")?.clone();
     Ok((judgement, events))

@@ -32,7 +32,7 @@ fn every_scenario_file_is_a_scenario() {
     assert!(scenarios.len() >= 8);
     for path in scenarios {
         let text = std::fs::read_to_string(&path).expect("a readable file");
-        if let Err(e) = simulacro_sim::scenario::Scenario::parse(&text) {
+        if let Err(e) = simulacro_sim::scenario::Story::parse(&text) {
             panic!("{}: {e}", path.display());
         }
     }
