@@ -6,6 +6,7 @@ mod csv_source;
 mod embedded_log;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod lazy_log;
 mod ledger;
 mod metrics;
 mod postgres;
@@ -21,6 +22,7 @@ pub use csv_source::CsvSource;
 pub use embedded_log::{EmbeddedLog, EmbeddedLogConfig, FileLink, open_embedded_log};
 #[cfg(feature = "kafka")]
 pub use kafka::{KafkaConfig, KafkaLog};
+pub use lazy_log::LazyLog;
 pub use ledger::SqliteLedger;
 pub use metrics::PrometheusMetrics;
 pub use postgres::{PostgresServer, disposition};
@@ -36,7 +38,7 @@ use std::{path::Path, sync::Arc};
 use object_store::{ObjectStore, local::LocalFileSystem};
 use simulacro_core::{
     history::{RecordedStore, Recorder},
-    ports::{Metrics, PortError, Ports, Result, RunLedger, TableSource, Warehouse},
+    ports::{EventLog, Metrics, PortError, Ports, Result, RunLedger, SchemaRegistry, TableSource, Warehouse},
 };
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
 
@@ -47,6 +49,10 @@ pub struct Services {
     pub tables: Arc<dyn TableSource>,
     /// The store of raw objects and Delta tables.
     pub objects: Arc<dyn ObjectStore>,
+    /// Topics of events.
+    pub log: Arc<dyn EventLog>,
+    /// Schemas of the events.
+    pub registry: Arc<dyn SchemaRegistry>,
     /// Runs.
     pub ledger: Arc<dyn RunLedger>,
     /// The warehouse; `None` keeps it in Delta tables of the same store.
@@ -60,14 +66,23 @@ pub struct Services {
 /// # Errors
 /// `Permanent` when the history cannot be written.
 pub fn connect(services: Services, history: &Path) -> Result<Ports> {
-    let Services { tables, objects, ledger, warehouse, metrics } = services;
+    let Services { tables, objects, log, registry, ledger, warehouse, metrics } = services;
     let env = Arc::new(SystemEnv::default());
     let recorder = Recorder::new(env.clone(), Arc::new(FileHistory::open(history)?));
     // delta-rs reaches the store below the lakehouse port, so its calls are recorded here.
     let below = Arc::new(RecordedStore { inner: objects.clone(), recorder: recorder.clone() });
     let lakehouse = Arc::new(DeltaLakehouse::new(below));
     let warehouse = warehouse.unwrap_or_else(|| Arc::new(DeltaWarehouse::new(lakehouse.clone())));
-    Ok(Ports { env, tables, objects, warehouse, lakehouse, ledger, notifier: Arc::new(LogNotifier), metrics, recorder })
+    let notifier = Arc::new(LogNotifier);
+    Ok(Ports { env, tables, objects, log, registry, warehouse, lakehouse, ledger, notifier, metrics, recorder })
+}
+
+/// The event log and the registry of a data folder. Neither is opened before its first call, since the log belongs to one
+/// process at a time, and a batch run has no use for it.
+pub fn embedded_events(data: &Path) -> (Arc<dyn EventLog>, Arc<dyn SchemaRegistry>) {
+    let env = Arc::new(SystemEnv::default());
+    let log = LazyLog::new(&data.join("log"), env, EmbeddedLogConfig::STANDARD);
+    (Arc::new(log), Arc::new(EmbeddedRegistry::at(&data.join("registry.json"))))
 }
 
 /// Connects a platform whose lake, ledger and history are in one folder, over any source.
@@ -80,7 +95,8 @@ pub async fn connect_folder(tables: Arc<dyn TableSource>, data: &Path, metrics: 
     let store = LocalFileSystem::new_with_prefix(&lake)
         .map_err(|e| PortError::permanent(format!("open folder {}", lake.display())).because(e))?;
     let ledger = Arc::new(SqliteLedger::open(&data.join("ledger.db")).await?);
-    let services = Services { tables, objects: Arc::new(store), ledger, warehouse: None, metrics };
+    let (log, registry) = embedded_events(data);
+    let services = Services { tables, objects: Arc::new(store), log, registry, ledger, warehouse: None, metrics };
     connect(services, &data.join("history.jsonl"))
 }
 
