@@ -41,7 +41,8 @@ use crate::{
     stream::world::Figures,
 };
 
-const CONTRACT: &str = include_str!("../../contracts/odcs/cdnow/ventas.yaml");
+/// The contract of the sales.
+pub(crate) const CONTRACT: &str = include_str!("../../contracts/odcs/cdnow/ventas.yaml");
 
 /// A run that has not ended this long after its last day was due will never end.
 const PATIENCE: Days = Days::new(2);
@@ -218,7 +219,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
     let notifier = Arc::new(SimNotifier { env: env.clone(), raised: Mutex::new(Vec::new()), host: host.clone() });
     let ledger = Arc::new(SimLedger::new(host.clone()));
 
-    // No scenario of this world streams yet; the log and the registry are there because every assembly has them.
+    // This world does not stream, that of `crate::stream` does; log and registry are there because every assembly has them.
     let broker = SimBroker::new(env.clone(), Limits::KAFKA, Duration::from_millis(1));
     // A started process knows nothing: it connects to the services anew.
     let connect = {

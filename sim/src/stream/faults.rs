@@ -282,18 +282,14 @@ impl Faults {
         let arm = |fault: &StreamFault| {
             let at = |seconds: &u64| story.at(*seconds);
             let there = match fault {
-                StreamFault::LostReply { of, nth, count } => {
-                    Some(BrokerFault::LostReply { of: *of, nth: *nth, count: *count })
-                }
+                StreamFault::LostReply { of, nth, count } => Some(BrokerFault::LostReply { of: *of, nth: *nth, count: *count }),
                 StreamFault::BrokerRestart { at_s, down_s } => {
                     Some(BrokerFault::Restart { at: at(at_s), to: at(&(at_s + down_s)) })
                 }
                 StreamFault::DiskFull { from_s, to_s } => Some(BrokerFault::DiskFull { from: at(from_s), to: at(to_s) }),
-                StreamFault::SessionExpired { worker, at_s } => Some(BrokerFault::SessionExpired {
-                    group: group.clone(),
-                    member: format!("worker-{worker}"),
-                    at: at(at_s),
-                }),
+                StreamFault::SessionExpired { worker, at_s } => {
+                    Some(BrokerFault::SessionExpired { group: group.clone(), member: format!("worker-{worker}"), at: at(at_s) })
+                }
                 StreamFault::WorkerCrash { .. }
                 | StreamFault::WorkerFreeze { .. }
                 | StreamFault::WorkerLeaves { .. }

@@ -176,9 +176,11 @@ fn windows(evidence: &Evidence<'_>) -> Vec<String> {
         }
     }
     let unexpected = rows.iter().filter(|(key, _)| !evidence.expected.windows.contains_key(key));
-    found.extend(unexpected.map(|(key, revisions)| {
-        format!("{}: found {:?}, expected nothing", name(key), revisions.last().map(|row| row.totals))
-    }));
+    found.extend(
+        unexpected.map(|(key, revisions)| {
+            format!("{}: found {:?}, expected nothing", name(key), revisions.last().map(|row| row.totals))
+        }),
+    );
     found
 }
 
@@ -275,9 +277,13 @@ fn fates(evidence: &Evidence<'_>) -> Vec<String> {
         found.push(format!("read {} records, the topic holds {}", status.records_read(), evidence.expected.ends.len()));
     }
     let balances = |counts: &Counts| counts.balances();
-    found.extend(evidence.samples.iter().filter(|sample| !sample.status.clicks.values().all(|c| balances(&c.counts))).map(
-        |sample| format!("at {} s the fates of a partition are not as many as its records", sample.at.as_secs()),
-    ));
+    found.extend(
+        evidence
+            .samples
+            .iter()
+            .filter(|sample| !sample.status.clicks.values().all(|c| balances(&c.counts)))
+            .map(|sample| format!("at {} s the fates of a partition are not as many as its records", sample.at.as_secs())),
+    );
     found
 }
 
@@ -302,10 +308,9 @@ fn set_aside(evidence: &Evidence<'_>) -> Vec<String> {
     let clicks: BTreeMap<(i32, i64), &Stored> =
         evidence.topic(&topics.clicks).map(|(partition, record)| ((partition, record.offset), record)).collect();
     let mut found = Vec::new();
-    for (topic, fates) in [
-        (&topics.late, &[Fate::Late][..]),
-        (&topics.dead_letter, &[Fate::DeadLettered, Fate::Quarantined, Fate::Rejected][..]),
-    ] {
+    for (topic, fates) in
+        [(&topics.late, &[Fate::Late][..]), (&topics.dead_letter, &[Fate::DeadLettered, Fate::Quarantined, Fate::Rejected][..])]
+    {
         let mut wanted: BTreeMap<(i32, i64), &super::oracle::End> =
             evidence.expected.ends.iter().filter(|(_, end)| fates.contains(&end.fate)).map(|(at, end)| (*at, end)).collect();
         let mut there = BTreeSet::new();

@@ -91,15 +91,14 @@ impl Link for HostLink {
     async fn call(&self, request: Request) -> Result<Response, LinkError> {
         let kind = kind(&request);
         let result = self.exchange(kind, request).await;
-        // What is read again and again is told when it fails.
-        let dull = matches!(kind, RequestKind::Fetch | RequestKind::Heartbeat | RequestKind::Admin);
-        if result.is_err() || !dull {
-            let outcome = match &result {
-                Ok(_) => "ok".to_owned(),
-                Err(LinkError::Refused(refusal)) => format!("refused {}", refusal.code.name().to_lowercase()),
-                Err(LinkError::Unsent(refusal)) => format!("unsent {}", refusal.code.name().to_lowercase()),
-                Err(LinkError::Lost(refusal)) => format!("lost {}", refusal.code.name().to_lowercase()),
+        // Calls of the ports are in the history already; here stands what they hide by repeating a request.
+        if let Err(error) = &result {
+            let (how, refusal) = match error {
+                LinkError::Refused(refusal) => ("refused", refusal),
+                LinkError::Unsent(refusal) => ("unsent", refusal),
+                LinkError::Lost(refusal) => ("lost", refusal),
             };
+            let outcome = format!("{how} {}", refusal.code.name().to_lowercase());
             let call = serde_json::to_value(kind).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
             self.recorder.record("broker", &call, outcome, json!({ "host": self.env.process().name }));
         }

@@ -202,9 +202,7 @@ pub fn expect(
                     out.unknown.push(at);
                     continue;
                 }
-                Some(Meaning::Damaged(damage)) => {
-                    End { fate: Fate::DeadLettered, reason: Reason::Damaged(*damage), cents: 0 }
-                }
+                Some(Meaning::Damaged(damage)) => End { fate: Fate::DeadLettered, reason: Reason::Damaged(*damage), cents: 0 },
                 Some(Meaning::Event(event)) => match broken(event, *appended_ms, rules) {
                     Some((fate, words)) => End { fate, reason: Reason::Words(words), cents: event.cents },
                     None => {

@@ -152,14 +152,7 @@ impl StreamScenario {
         within("workload.duration_s", workload.duration_s, 1, DURATION_S_MAX)?;
         within("workload.users", workload.users, 1, 1_000_000)?;
         within("workload.pages", workload.pages, 1, 1_000)?;
-        let shares = [
-            workload.out_of_order,
-            workload.late,
-            workload.ahead,
-            workload.future,
-            workload.damaged,
-            workload.invalid,
-        ];
+        let shares = [workload.out_of_order, workload.late, workload.ahead, workload.future, workload.damaged, workload.invalid];
         within("workload: sum of the shares", shares.iter().fold(0, |sum, s| sum.saturating_add(*s)), 0, 1_000)?;
         within("workload.duplicates", workload.duplicates, 0, 1_000)?;
         within("workload.hot", workload.hot, 0, 1_000)?;

@@ -25,6 +25,7 @@ pub fn config() -> StreamConfig {
         session_timeout: Duration::from_secs(6),
         exact_users_max: 2_048,
         record_bytes_max: 32 << 10,
+        click_bytes_max: 30_000,
         ..StreamConfig::specification()
     }
 }
@@ -133,7 +134,8 @@ fn when(stream: &mut Stream, story: &StreamScenario, lasts: u64) -> When {
     if stream.chance((1, 3)) {
         return When::Time { at_s: time(stream, story, lasts) };
     }
-    let kinds = [RequestKind::Produce, RequestKind::TxnOffsets, RequestKind::EndTxn, RequestKind::EndTxn, RequestKind::Membership];
+    let kinds =
+        [RequestKind::Produce, RequestKind::TxnOffsets, RequestKind::EndTxn, RequestKind::EndTxn, RequestKind::Membership];
     let request = kinds[stream.between(0, kinds.len() as u64 - 1) as usize];
     // A member joins once; a transaction ends each time there is something to commit.
     let nth = if request == RequestKind::Membership { 1 } else { stream.between(1, 40) };

@@ -169,7 +169,7 @@ impl Maker<'_> {
     fn damaged(&mut self, random: &mut Stream, mut event: Event) -> Option<Bytes> {
         let damage = Damage::ALL[random.between(0, Damage::ALL.len() as u64 - 1) as usize];
         if damage == Damage::TooLarge {
-            event.page = "y".repeat(self.story.config.record_bytes_max + 1_000);
+            event.page = "y".repeat(self.story.config.click_bytes_max + 1_000);
         }
         let mut value = wire::encode(if damage == Damage::UnknownSchema { NO_SCHEMA } else { self.schema }, &event);
         match damage {

@@ -10,24 +10,23 @@ use std::{
 };
 
 use bytes::Bytes;
+use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use simulacro_core::{
-    avro::{CLICKS, CLICKS_SUBJECT},
+    avro::{CLICKS, CLICKS_SUBJECT, memory::MemoryRegistry},
+    contract::Contract,
     history::{Event, Recorder},
+    orchestrator::{RetryPolicy, SourcePolicy},
+    platform::{Config, Platform},
     ports::{
-        Env, PortError,
+        Env, PortError, Ports,
         event_log::{EventLog, TopicPartition, TopicSpec},
     },
-    streaming::{
-        codec::{AvroClicks, AvroMetrics},
-        config::StreamConfig,
-        event::Fate,
-        job::{RealtimeMetrics, StreamPorts},
-        status::JobStatus,
-    },
+    streaming::{config::StreamConfig, event::Fate, status::JobStatus},
 };
+use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
 use simulacro_log::{Blob, Client, Limits, Request, Response, Settings};
 
 use super::{
@@ -42,11 +41,13 @@ use super::{
 };
 use crate::{
     broker::{SimBroker, Tally},
+    host::Host,
     interpose,
-    ports::{SimHistory, SimMetrics},
+    ports::{SimEnv, SimHistory, SimLedger, SimMetrics, SimNotifier, SimSource},
     rng::Stream,
     scenario::Verdict,
-    world::{Failure, Judgement},
+    store::{DirectStore, ObjectService, PortStore},
+    world::{CONTRACT, Failure, Judgement},
 };
 
 /// How often the monitor looks.
@@ -151,6 +152,10 @@ struct Stage {
     registry: Arc<RegistryService>,
     faults: Arc<Faults>,
     recorder: Recorder,
+    platform: Config,
+    contract: Contract,
+    /// The ports that a stream does not use: every assembly has them.
+    elsewhere: Ports,
     seen: Mutex<Seen>,
     starts: Arc<AtomicU64>,
     /// From here on all windows of the story are closed.
@@ -210,6 +215,14 @@ pub fn run(story: &StreamScenario, seed: u64, plant: bool) -> Result<(Judgement,
         registry,
         faults: faults.clone(),
         recorder: recorder.clone(),
+        platform: Config {
+            source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 9_000 },
+            retry: RetryPolicy { retries: 5, backoff_s: 300, deadline_s: 9_000 },
+            alert_after_s: 60,
+            startup_s: 1,
+        },
+        contract: Contract::parse("contracts/odcs/cdnow/ventas.yaml", CONTRACT)?,
+        elsewhere: elsewhere(&broker, &recorder),
         seen: Mutex::new(Seen { producing: story.workload.producers, ..Seen::default() }),
         starts: Arc::default(),
         closed_ms: plan.ends_ms + sliding_ms,
@@ -228,7 +241,8 @@ pub fn run(story: &StreamScenario, seed: u64, plant: bool) -> Result<(Judgement,
     for number in 0..story.workers {
         let process = Process::new(format!("worker-{number}"), Some(number));
         host(&mut sim, &stage, &process, &format!("worker-{number}"));
-        let replaced = |f: &StreamFault| matches!(f, StreamFault::WorkerFreeze { worker, replaced: true, .. } if *worker == number);
+        let replaced =
+            |f: &StreamFault| matches!(f, StreamFault::WorkerFreeze { worker, replaced: true, .. } if *worker == number);
         let double = story.fault.iter().any(replaced).then(|| {
             let double = Process::new(format!("double-{number}"), None);
             double.sleep_in();
@@ -276,6 +290,30 @@ pub fn run(story: &StreamScenario, seed: u64, plant: bool) -> Result<(Judgement,
     let judgement = judge(&stage, &plan, crashes, virtual_s)?;
     let events = history.events.lock().map_err(|_| "the history panicked")?.clone();
     Ok((judgement, events))
+}
+
+/// A batch platform without a source, for the ports that nobody here calls.
+fn elsewhere(broker: &Arc<SimBroker>, recorder: &Recorder) -> Ports {
+    let host = Arc::new(Host::new("batch", []));
+    let env: Arc<dyn Env> = Arc::new(WorldEnv);
+    let service = ObjectService::new(host.clone(), Vec::new());
+    let lakehouse = Arc::new(DeltaLakehouse::new(Arc::new(DirectStore(service.clone()))));
+    let start = DateTime::from_timestamp_nanos(interpose::virtual_nanos().cast_signed());
+    let jitter = Mutex::new(Stream::root(0));
+    let clock = Arc::new(SimEnv { start, ids: AtomicU64::new(1), jitter });
+    Ports {
+        env,
+        tables: Arc::new(SimSource { server: "postgres".into(), refused: AtomicU64::new(0) }),
+        objects: Arc::new(PortStore::new(service)),
+        log: Arc::new(broker.client(Settings::KAFKA)),
+        registry: Arc::new(MemoryRegistry::default()),
+        warehouse: Arc::new(DeltaWarehouse::new(lakehouse.clone())),
+        lakehouse,
+        ledger: Arc::new(SimLedger::new(host.clone())),
+        notifier: Arc::new(SimNotifier { env: clock, raised: Mutex::new(Vec::new()), host }),
+        metrics: Arc::new(SimMetrics::default()),
+        recorder: recorder.clone(),
+    }
 }
 
 /// A worker's processes as the driver sees them.
@@ -366,12 +404,15 @@ async fn live(
     log: &Arc<dyn EventLog>,
     member: &str,
 ) -> Result<(), PortError> {
-    let registry = SimRegistry::new(stage.registry.clone(), env.clone());
-    let decoder = AvroClicks::new(registry.clone(), stage.config.record_bytes_max)?;
-    let encoder = AvroMetrics::register(registry.as_ref()).await?;
-    let ports = StreamPorts { env: env.clone(), log: log.clone(), metrics: Arc::new(SimMetrics::default()) };
-    let mut job =
-        RealtimeMetrics::open(stage.config.clone(), ports, member, Box::new(decoder), Box::new(encoder)).await?;
+    let ports = Ports {
+        env: env.clone(),
+        log: log.clone(),
+        registry: SimRegistry::new(stage.registry.clone(), env.clone()),
+        metrics: Arc::new(SimMetrics::default()),
+        ..stage.elsewhere.clone()
+    };
+    let platform = Platform::new(stage.platform.clone(), stage.contract.clone(), ports);
+    let mut job = platform.stream_worker(&stage.config, member).await?;
     job.run(|| process.is_leaving()).await
 }
 
