@@ -8,10 +8,15 @@ use std::{
 use clap::{Args, ValueEnum};
 use simulacro_core::history::Event;
 use simulacro_sim::{
+    broker::RequestKind,
     faults::{CATALOGUE, Fault},
     interpose,
     scenario::Story,
-    stream, swarm,
+    stream::{
+        self, StreamScenario,
+        faults::{Side, StreamFault, When},
+    },
+    swarm,
     world::Judgement,
 };
 
@@ -203,11 +208,63 @@ pub fn shrink(path: &Path, seed: Option<u64>, out: Option<&Path>) -> Result<u8, 
     Ok(0)
 }
 
-/// Kills the worker at every call to the store, once for each, and wants the tables of a run in which it lived.
-pub fn crash_points(path: &Path, seed: Option<u64>, jobs: usize) -> Result<u8, Failure> {
+/// Requests of a worker at which it may die: those of a transaction, and those that make it a member and a producer.
+const DEADLY: [RequestKind; 5] =
+    [RequestKind::InitProducer, RequestKind::Membership, RequestKind::Produce, RequestKind::TxnOffsets, RequestKind::EndTxn];
+
+/// Kills the first worker at each of its writing requests, before and after the broker carries it out, once for each, and
+/// lets the oracle judge each run.
+fn stream_crash_points(story: &StreamScenario, seed: u64, jobs: usize, most: u64) -> Result<u8, Failure> {
     let began = interpose::real_nanos();
-    let Story::Batch(mut scenario) = load(path)? else {
-        return Err(format!("{}: found a story of the stream, expected one of the batch", path.display()).into());
+    let mut story = story.clone();
+    story.fault.retain(|f| !matches!(f, StreamFault::WorkerCrash { worker: 0, .. }));
+    story.expect.fired_min = 0;
+    let work = tempfile::tempdir()?;
+    let points: Vec<(RequestKind, u64, Side)> = DEADLY
+        .into_iter()
+        .flat_map(|kind| (1..=most).map(move |nth| (kind, nth)))
+        .flat_map(|(kind, nth)| [(kind, nth, Side::Before), (kind, nth, Side::After)])
+        .collect();
+    let (mut held, mut failed, mut beyond) = (0, 0, 0);
+    in_parallel(
+        points,
+        jobs,
+        |&(request, nth, side)| {
+            let mut story = story.clone();
+            story.fault.push(StreamFault::WorkerCrash { worker: 0, when: When::Request { request, nth, side }, down_s: 3 });
+            let story = Story::Stream(Box::new(story));
+            run_drawn(work.path(), &format!("crash-{request:?}-{nth}-{side:?}"), &story, seed).map(|ran| (story, ran))
+        },
+        |(request, nth, side), result: Result<_, Failure>| {
+            let (scenario, (job, judgement, wall)) = result?;
+            match judgement.verdict.as_str() {
+                // The worker never made so many such requests.
+                "holds" if judgement.hits.last() == Some(&0) => beyond += 1,
+                "holds" => held += 1,
+                _ => {
+                    failed += 1;
+                    println!("death {side:?} {request:?} {nth}:");
+                    show(&job, &scenario, &judgement, wall);
+                }
+            }
+            Ok(())
+        },
+    )?;
+    println!(
+        "{} requests of a worker, a death at each: {held} hold, {failed} fail, in {:.0} s; {beyond} more were never made",
+        held + failed,
+        seconds(began)
+    );
+    Ok(u8::from(failed > 0))
+}
+
+/// Kills the worker at every call to the store, once for each, and wants the tables of a run in which it lived. In a story
+/// of the stream the calls are the first `most` requests of each kind to the broker.
+pub fn crash_points(path: &Path, seed: Option<u64>, jobs: usize, most: u64) -> Result<u8, Failure> {
+    let began = interpose::real_nanos();
+    let mut scenario = match load(path)? {
+        Story::Batch(scenario) => scenario,
+        Story::Stream(story) => return stream_crash_points(&story, seed.unwrap_or(story.seeds[0]), jobs, most),
     };
     let seed = seed.unwrap_or(scenario.seeds[0]);
     scenario.fault.retain(|f| !matches!(f, Fault::WorkerCrash { .. }));

@@ -96,7 +96,7 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
-    /// Kills the worker at every call to the store, one run for each, and wants the same tables
+    /// Kills the worker at every call to the store, or a stream's worker at its requests to the broker, one run for each
     CrashPoints {
         /// TOML file
         scenario: PathBuf,
@@ -106,6 +106,9 @@ enum Command {
         /// Runs at a time
         #[arg(long, default_value_t = 2)]
         jobs: usize,
+        /// Of a stream: so many requests of each kind
+        #[arg(long, default_value_t = 40)]
+        most: u64,
     },
     /// Tells a run in order: faults, attempts, commits, alerts, and what was judged
     Explain {
@@ -313,7 +316,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         }
         Command::Sweep(sweep) => commands::sweep(&sweep),
         Command::Shrink { scenario, seed, out } => commands::shrink(&scenario, seed, out.as_deref()),
-        Command::CrashPoints { scenario, seed, jobs } => commands::crash_points(&scenario, seed, jobs),
+        Command::CrashPoints { scenario, seed, jobs, most } => commands::crash_points(&scenario, seed, jobs, most),
         Command::Explain { scenario, seed, all } => commands::explain(&scenario, seed, all),
         Command::Diff { left, right } => commands::diff(&left, &right),
         Command::Faults => {

@@ -444,3 +444,254 @@ fn drained(evidence: &Evidence<'_>) -> Vec<String> {
         status.lag_records()
     )]
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use simulacro_core::{
+        avro::{MetricaRealtime, RowEncoder},
+        streaming::status::PartitionStatus,
+    };
+
+    use super::*;
+    use crate::stream::{
+        oracle::End,
+        workload::{Plan, Sent},
+    };
+
+    const STORY: &str = include_str!("../../../scenarios/streaming/every_event_has_an_end.toml");
+
+    /// A world in which two events came, one of them late, and one window was told.
+    struct World {
+        story: StreamScenario,
+        plan: Plan,
+        ledger: Ledger,
+        expected: Expected,
+        topics: BTreeMap<String, Topic>,
+        committed: BTreeMap<i32, i64>,
+        reader: BTreeMap<i32, Vec<(i64, Option<Bytes>)>>,
+        samples: Vec<Sample>,
+    }
+
+    fn stored(offset: i64, value: Bytes, headers: &[(&str, &str)]) -> Stored {
+        let header = |(name, value): &(&str, &str)| ((*name).to_owned(), Blob(Bytes::from((*value).to_owned())));
+        let headers = headers.iter().map(header).collect();
+        Stored { offset, appended_ms: 0, txn_of: None, key: None, value: Some(Blob(value)), headers }
+    }
+
+    fn metric(revision: i64, clicks: i64) -> Bytes {
+        let row = MetricaRealtime {
+            window_kind: "region_1m".into(),
+            window_start_ms: 0,
+            window_end_ms: MINUTE,
+            region: "sur".into(),
+            page: None,
+            clicks,
+            purchases: 0,
+            add_to_cart: 0,
+            revenue_cents: 0,
+            conversion_rate: None,
+            unique_users: 1,
+            revision,
+            exact: true,
+        };
+        RowEncoder::<MetricaRealtime>::with_id(1).expect("an encoder").encode_rows(&[row]).expect("a record").remove(0)
+    }
+
+    fn world() -> World {
+        let story = StreamScenario::parse(STORY).expect("a story");
+        let names = story.config.topics.clone();
+        let (good, late) = (Bytes::from_static(b"good"), Bytes::from_static(b"late"));
+        let origin = [
+            ("simulacro.fate", "late"),
+            ("simulacro.reason", "timestamp.late"),
+            ("simulacro.partition", "0"),
+            ("simulacro.offset", "1"),
+        ];
+        let topics = BTreeMap::from([
+            (names.clicks, Topic::from([(0, vec![stored(0, good.clone(), &[]), stored(1, late.clone(), &[])])])),
+            (names.late, Topic::from([(0, vec![stored(0, late.clone(), &origin)])])),
+            (names.metrics, Topic::from([(0, vec![stored(0, metric(0, 1), &[]), stored(2, metric(1, 2), &[])])])),
+        ]);
+        let end = |fate, reason| End { fate, reason, cents: 0 };
+        let key = WindowKey { kind: "region_1m".into(), start_ms: 0, end_ms: MINUTE, region: "sur".into(), page: None };
+        let expected = Expected {
+            windows: BTreeMap::from([(key, Totals { clicks: 2, users: 1, ..Totals::default() })]),
+            ends: BTreeMap::from([
+                ((0, 0), end(Fate::Published, Reason::None)),
+                ((0, 1), end(Fate::Late, Reason::Words("timestamp.late"))),
+            ]),
+            watermarks: BTreeMap::from([(0, Some(MINUTE))]),
+            watermark_max: Some(2 * MINUTE),
+            ..Expected::default()
+        };
+        let mut counts = Counts::default();
+        counts.add(Fate::Published, 0);
+        counts.add(Fate::Late, 0);
+        let status = |watermark_ms| JobStatus {
+            clicks: BTreeMap::from([(0, PartitionStatus { watermark_ms, counts, ..PartitionStatus::default() })]),
+            merges: BTreeMap::from([(0, PartitionStatus { watermark_ms, ..PartitionStatus::default() })]),
+        };
+        let sample = |s, watermark_ms| Sample { at: Duration::from_secs(s), status: status(watermark_ms) };
+        World {
+            story,
+            plan: Plan { sendings: Vec::new(), meanings: BTreeMap::new(), ends_ms: 0 },
+            ledger: Ledger::from([
+                ((0, Some(good)), Sent { acknowledged: 1, tried: 1 }),
+                ((0, Some(late)), Sent { acknowledged: 1, tried: 2 }),
+            ]),
+            expected,
+            topics,
+            committed: BTreeMap::from([(0, 2)]),
+            reader: BTreeMap::from([(0, vec![(0, Some(metric(0, 1))), (2, Some(metric(1, 2)))])]),
+            samples: vec![sample(5, Some(0)), sample(10, Some(MINUTE))],
+        }
+    }
+
+    /// The names of what a change of that world breaks.
+    fn breaks(change: impl FnOnce(&mut World)) -> Vec<&'static str> {
+        let mut world = world();
+        change(&mut world);
+        let evidence = Evidence {
+            story: &world.story,
+            plan: &world.plan,
+            ledger: &world.ledger,
+            expected: &world.expected,
+            topics: &world.topics,
+            committed: &world.committed,
+            reader: &world.reader,
+            samples: &world.samples,
+            drained: true,
+        };
+        let mut names: Vec<_> = judge(&evidence).into_iter().map(|(name, _)| name).collect();
+        names.dedup();
+        names
+    }
+
+    fn records<'a>(world: &'a mut World, topic: &str) -> &'a mut Vec<Stored> {
+        world.topics.get_mut(topic).and_then(|topic| topic.get_mut(&0)).expect("a partition")
+    }
+
+    #[test]
+    fn a_right_world_breaks_nothing() {
+        assert_eq!(breaks(|_| {}), [""; 0]);
+    }
+
+    #[test]
+    fn an_acknowledged_record_that_is_missing_and_one_too_many_are_found() {
+        let sent = |acknowledged, tried| Sent { acknowledged, tried };
+        let known = (0, Some(Bytes::from_static(b"good")));
+        assert_eq!(breaks(|w| w.ledger.extend([(known.clone(), sent(2, 2))])), ["delivered"]);
+        assert_eq!(breaks(|w| w.ledger.extend([(known.clone(), sent(0, 0))])), ["delivered"]);
+        assert_eq!(breaks(|w| w.ledger.extend([((0, None), sent(1, 1))])), ["delivered"]);
+        assert_eq!(breaks(|w| w.ledger.clear()), ["delivered"]);
+    }
+
+    #[test]
+    fn a_window_that_differs_is_missing_or_is_too_many_is_found() {
+        let other = Totals { clicks: 2, users: 2, ..Totals::default() };
+        assert_eq!(breaks(|w| w.expected.windows.values_mut().for_each(|t| *t = other)), ["windows"]);
+        assert_eq!(breaks(|w| w.expected.windows.clear()), ["windows"]);
+        let more = |w: &mut World| {
+            let (mut key, totals) = w.expected.windows.first_key_value().map(|(k, t)| (k.clone(), *t)).expect("a window");
+            key.region = "norte".into();
+            w.expected.windows.insert(key, totals);
+        };
+        assert_eq!(breaks(more), ["windows"]);
+    }
+
+    #[test]
+    fn a_revision_that_is_repeated_skipped_or_takes_back_is_found() {
+        let put = |revision: i64, clicks: i64| {
+            breaks(|w| {
+                let metrics = w.story.config.topics.metrics.clone();
+                records(w, &metrics)[1] = stored(2, metric(revision, clicks), &[]);
+                w.reader.insert(0, vec![(0, Some(metric(0, 1))), (2, Some(metric(revision, clicks)))]);
+            })
+        };
+        assert_eq!(put(0, 2), ["revisions"]);
+        assert_eq!(put(2, 2), ["revisions"]);
+        assert_eq!(put(1, 0), ["windows", "revisions"]);
+    }
+
+    #[test]
+    fn a_reader_that_saw_something_else_is_found() {
+        assert_eq!(breaks(|w| w.reader.clear()), ["reader"]);
+        assert_eq!(breaks(|w| w.reader.values_mut().for_each(|seen| seen.truncate(1))), ["reader"]);
+        assert_eq!(breaks(|w| w.reader.values_mut().for_each(|seen| seen.push((5, None)))), ["reader"]);
+        assert_eq!(breaks(|w| w.reader.values_mut().for_each(|seen| seen[0].1 = None)), ["reader"]);
+    }
+
+    #[test]
+    fn offsets_that_step_back_or_stop_too_early_are_found() {
+        assert_eq!(breaks(|w| w.committed.clear()), ["offsets"]);
+        assert_eq!(breaks(|w| w.committed.extend([(0, 1)])), ["offsets"]);
+        let late = |w: &mut World| {
+            let topic = w.story.config.topics.late.clone();
+            let again = records(w, &topic)[0].clone();
+            records(w, &topic).push(again);
+        };
+        assert_eq!(breaks(late), ["offsets", "set_aside"]);
+    }
+
+    #[test]
+    fn a_late_record_without_reason_origin_or_place_is_found() {
+        let change = |change: &dyn Fn(&mut Vec<Stored>)| {
+            breaks(|w| {
+                let topic = w.story.config.topics.late.clone();
+                change(records(w, &topic));
+            })
+        };
+        assert_eq!(change(&|records| records.clear()), ["set_aside"]);
+        assert_eq!(change(&|records| records[0].headers.clear()), ["set_aside"]);
+        assert_eq!(change(&|records| records[0].headers[1].1 = Blob(Bytes::from_static(b"timestamp.future"))), ["set_aside"]);
+        assert_eq!(change(&|records| records[0].headers[3].1 = Blob(Bytes::from_static(b"0"))), ["set_aside"]);
+        assert_eq!(change(&|records| records[0].value = None), ["set_aside"]);
+        assert_eq!(change(&|records| records[0].key = Some(Blob(Bytes::from_static(b"k")))), ["set_aside"]);
+    }
+
+    #[test]
+    fn counts_that_do_not_balance_or_are_not_the_oracles_are_found() {
+        let click = |w: &mut World, change: fn(&mut Counts)| {
+            for sample in &mut w.samples {
+                sample.status.clicks.values_mut().for_each(|click| change(&mut click.counts));
+            }
+        };
+        assert_eq!(breaks(|w| click(w, |counts| counts.read += 1)), ["fates"]);
+        assert_eq!(breaks(|w| click(w, |counts| counts.cents[0] += 1)), ["fates"]);
+        assert_eq!(breaks(|w| w.samples.clear()), ["fates"]);
+    }
+
+    #[test]
+    fn a_watermark_that_steps_back_or_runs_ahead_is_found() {
+        let set = |n: usize, clicks: Option<i64>, merges: Option<i64>| {
+            breaks(|w| {
+                w.samples[n].status.clicks.values_mut().for_each(|click| click.watermark_ms = clicks);
+                w.samples[n].status.merges.values_mut().for_each(|merge| merge.watermark_ms = merges);
+            })
+        };
+        assert_eq!(set(0, Some(2 * MINUTE), Some(0)), ["watermark"]);
+        assert_eq!(set(0, Some(0), Some(2 * MINUTE)), ["watermark"]);
+        assert_eq!(set(1, Some(3 * MINUTE), Some(MINUTE)), ["watermark"]);
+        assert_eq!(set(1, Some(MINUTE - 1), Some(MINUTE - 1)), ["watermark"]);
+    }
+
+    #[test]
+    fn state_that_is_older_than_it_may_be_is_found() {
+        let with = |topic: fn(&StreamConfig) -> String, key: Bytes| {
+            breaks(|w| {
+                let mut record = stored(0, Bytes::from_static(b"state"), &[]);
+                record.key = Some(Blob(key));
+                w.topics.insert(topic(&w.story.config), Topic::from([(0, vec![record])]));
+            })
+        };
+        let clicks = |config: &StreamConfig| config.topics.changelog.clone();
+        let merges = |config: &StreamConfig| config.topics.merge_changelog.clone();
+        assert_eq!(with(clicks, checkpoint::pane_key(0, 0)), [""; 0]);
+        assert_eq!(with(clicks, checkpoint::pane_key(-2 * MINUTE, 0)), ["state"]);
+        assert_eq!(with(clicks, checkpoint::fingerprints_key(-2 * MINUTE, 0)), [""; 0]);
+        assert_eq!(with(clicks, checkpoint::fingerprints_key(-12 * MINUTE, 0)), ["state"]);
+        assert_eq!(with(merges, checkpoint::pane_key(-10 * MINUTE, 0)), [""; 0]);
+        assert_eq!(with(merges, checkpoint::pane_key(-11 * MINUTE, 0)), ["state"]);
+    }
+}

@@ -20,7 +20,7 @@ use simulacro_core::{
             TopicSpec,
         },
     },
-    streaming::config::StreamConfig,
+    streaming::config::{StreamConfig, Topics},
 };
 
 /// Which defence is off.
@@ -42,6 +42,8 @@ pub enum Sabotage {
     SeekForgotten,
     /// What is late is dropped.
     LateDropped,
+    /// Rows of windows are sent twice.
+    SentTwice,
     /// Duplicates are not recognised.
     NoDedup,
     /// A group without offsets begins at the end.
@@ -66,13 +68,14 @@ impl Sabotage {
             | Self::NoFencing
             | Self::SharedId
             | Self::SeekForgotten
-            | Self::LateDropped => {}
+            | Self::LateDropped
+            | Self::SentTwice => {}
         }
     }
 
     /// The log as it leaves it. `starts` counts the producers of all workers.
-    pub fn log(self, inner: Arc<dyn EventLog>, late: &str, starts: Arc<AtomicU64>) -> Arc<dyn EventLog> {
-        Arc::new(Sabotaged { inner, how: self, late: late.to_owned(), starts })
+    pub fn log(self, inner: Arc<dyn EventLog>, topics: &Topics, starts: Arc<AtomicU64>) -> Arc<dyn EventLog> {
+        Arc::new(Sabotaged { inner, how: self, topics: topics.clone(), starts })
     }
 }
 
@@ -80,7 +83,7 @@ impl Sabotage {
 struct Sabotaged {
     inner: Arc<dyn EventLog>,
     how: Sabotage,
-    late: String,
+    topics: Topics,
     starts: Arc<AtomicU64>,
 }
 
@@ -119,6 +122,7 @@ impl EventLog for Sabotaged {
             Sabotage::OffsetsDropped
             | Sabotage::SeekForgotten
             | Sabotage::LateDropped
+            | Sabotage::SentTwice
             | Sabotage::NoDedup
             | Sabotage::LatestOnReset
             | Sabotage::FutureBelieved
@@ -129,7 +133,7 @@ impl EventLog for Sabotaged {
             Some(id) => Some(self.inner.producer(Some(&id)).await?),
             None => None,
         };
-        Ok(Box::new(Writer { inner, aside, how: self.how, late: self.late.clone() }))
+        Ok(Box::new(Writer { inner, aside, how: self.how, topics: self.topics.clone() }))
     }
 }
 
@@ -178,7 +182,7 @@ struct Writer {
     /// Commits offsets by itself.
     aside: Option<Box<dyn Producer>>,
     how: Sabotage,
-    late: String,
+    topics: Topics,
 }
 
 impl Writer {
@@ -194,7 +198,11 @@ impl Producer for Writer {
     }
     async fn send(&mut self, mut records: Vec<OutRecord>) -> Result<()> {
         if self.how == Sabotage::LateDropped {
-            records.retain(|record| record.topic != self.late);
+            records.retain(|record| record.topic != self.topics.late);
+        }
+        if self.how == Sabotage::SentTwice {
+            let twice: Vec<OutRecord> = records.iter().filter(|record| record.topic == self.topics.metrics).cloned().collect();
+            records.extend(twice);
         }
         self.inner.send(records).await
     }

@@ -372,7 +372,7 @@ async fn work(stage: Arc<Stage>, process: Arc<Process>, member: String, start: u
     env.sleep(from.saturating_sub(env.elapsed())).await;
     let log: Arc<dyn EventLog> = Arc::new(stage.client(&env, start));
     let log = match stage.story.sabotage {
-        Some(sabotage) => sabotage.log(log, &stage.config.topics.late, stage.starts.clone()),
+        Some(sabotage) => sabotage.log(log, &stage.config.topics, stage.starts.clone()),
         None => log,
     };
     loop {
