@@ -98,6 +98,9 @@ pub struct Expected {
     pub watermarks: BTreeMap<i32, Option<i64>>,
     /// Largest watermark that is possible.
     pub watermark_max: Option<i64>,
+    /// The latest time to which all partitions together can have promised at each of the looks: no window that ends later
+    /// may be closed then.
+    pub promised: Vec<Option<i64>>,
     /// Records whose meaning nobody knows: the world itself is broken then.
     pub unknown: Vec<(i32, i64)>,
 }
@@ -161,13 +164,14 @@ fn reached(watermark: Option<i64>, ms: i64) -> bool {
 }
 
 /// Computes what must come out of `topic`. `late` are the origins of the records in the late topic, which are asked only
-/// where the topic of clicks leaves a choice. `began_ms` is when the topic was made.
+/// where the topic of clicks leaves a choice. `began_ms` is when the topic was made; `looks` are times in order.
 pub fn expect(
     topic: &BTreeMap<i32, Vec<Delivered>>,
     meanings: &Meanings,
     rules: &Rules,
     late: &BTreeSet<(i32, i64)>,
     began_ms: i64,
+    looks: &[i64],
 ) -> Expected {
     let mut out = Expected::default();
     let mut partitions: BTreeMap<i32, Partition> = topic.keys().map(|p| (*p, Partition::default())).collect();
@@ -178,7 +182,11 @@ pub fn expect(
         }
     }
     let mut counted: Vec<Event> = Vec::new();
+    let mut looks = looks.iter().copied().peekable();
     for (appended_ms, records) in &moments {
+        while let Some(look) = looks.next_if(|look| look < appended_ms) {
+            out.promised.push(promise(&partitions, look, began_ms, rules));
+        }
         // What others may have told before this moment is over.
         let mut told: BTreeMap<i32, Option<i64>> = partitions.iter().map(|(p, known)| (*p, known.most)).collect();
         for (partition, record) in records {
@@ -219,10 +227,21 @@ pub fn expect(
             out.ends.insert(at, end);
         }
     }
+    out.promised.extend(looks.map(|look| promise(&partitions, look, began_ms, rules)));
     out.watermark_max = partitions.values().filter_map(|known| known.most).max();
     out.watermarks = partitions.into_iter().map(|(p, known)| (p, known.least)).collect();
     out.windows = windows(&counted, rules);
     out
+}
+
+/// The smallest watermark of all partitions, the most that it can be at a time: a silent one may have followed the others.
+fn promise(partitions: &BTreeMap<i32, Partition>, now_ms: i64, began_ms: i64, rules: &Rules) -> Option<i64> {
+    let most = partitions.values().filter_map(|known| known.most).max();
+    let of = |known: &Partition| {
+        let is_silent = now_ms - known.appended_ms.unwrap_or(began_ms) >= rules.silence_ms;
+        if is_silent { most } else { known.most }
+    };
+    partitions.values().map(of).min().flatten()
 }
 
 /// The end of a good event, and whether timing decided it.
@@ -326,7 +345,7 @@ mod tests {
             records.push(Delivered { offset, appended_ms: *appended_ms, key: None, value });
         }
         let rules = Rules::of(&StreamConfig::specification(), false);
-        let expected = expect(&topic, &meanings, &rules, &late.iter().copied().collect(), 0);
+        let expected = expect(&topic, &meanings, &rules, &late.iter().copied().collect(), 0, &[]);
         assert_eq!(expected.ends.len(), events.len());
         (places.iter().map(|at| expected.ends[at].fate).collect(), expected.by_timing)
     }
@@ -345,6 +364,19 @@ mod tests {
         let (published, late) = (Fate::Published, Fate::Late);
         assert_eq!(fates, [published, Fate::Deduplicated, late, late, Fate::DeadLettered, published]);
         assert_eq!(by_timing, 1, "the second partition was silent from the beginning");
+    }
+
+    #[test]
+    fn no_more_is_promised_than_the_slowest_partition_allows() {
+        let value = |event: &Event| Some(Bytes::from(super::super::wire::encode(1, event)));
+        let (a, b) = (click("a", 10_000), click("b", 50_000));
+        let record = |offset, appended_ms, event| Delivered { offset, appended_ms, key: None, value: value(event) };
+        let topic = BTreeMap::from([(0, vec![record(0, 10_000, &a)]), (1, vec![record(0, 50_000, &b)])]);
+        let meanings = [a, b].map(|event| (value(&event), Meaning::Event(event))).into();
+        let rules = Rules::of(&StreamConfig::specification(), false);
+        let looks = [9_000, 11_000, 50_000, 69_999, 70_000];
+        let expected = expect(&topic, &meanings, &rules, &BTreeSet::new(), 0, &looks);
+        assert_eq!(expected.promised, [None, None, Some(-20_000), Some(-20_000), Some(20_000)]);
     }
 
     #[test]

@@ -35,13 +35,13 @@ pub fn draw(seed: u64) -> StreamScenario {
     let root = Stream::root(seed).child("stream swarm");
     let mut world = root.child("world");
     let partitions = world.between(1, 6) as i32;
-    let duration_s = world.between(240, 900);
+    let duration_s = world.between(240, 720);
     let mut rates = root.child("rates");
     let mut share = |max: u64| if rates.chance((1, 2)) { rates.between(0, max) } else { 0 };
     let workload = Workload {
         producers: world.between(1, 3) as usize,
         partitions,
-        per_minute: world.between(60, 600),
+        per_minute: world.between(60, 400),
         duration_s,
         users: world.between(1, 300),
         pages: world.between(1, 12),
@@ -66,7 +66,7 @@ pub fn draw(seed: u64) -> StreamScenario {
         tier: Tier::Nightly,
         seeds: vec![seed],
         start: chrono::DateTime::UNIX_EPOCH + Duration::from_secs(1_710_684_000),
-        tick_ms: 20,
+        tick_ms: 50,
         workers: world.between(2, 8) as usize,
         workers_from_s: if world.chance((1, 4)) { world.between(1, 120) } else { 0 },
         patience_s: 300,
