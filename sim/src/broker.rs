@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use simulacro_core::ports::{Env, event_log::TopicPartition};
-use simulacro_log::{Broker, Client, Code, Limits, Link, LinkError, Refusal, Request, Response, Settings, State};
+use simulacro_log::{Broker, Client, Code, Effect, Limits, Link, LinkError, Refusal, Request, Response, Settings, State};
 use tokio::sync::watch;
 
 /// Kinds of requests, as faults name them.
@@ -78,6 +78,14 @@ pub enum BrokerFault {
         /// How many in a row.
         count: u64,
     },
+    /// The broker's process is restarted: what it acknowledged stays, who was in which group is forgotten, and until it is
+    /// back no request arrives.
+    Restart {
+        /// When it goes down, inclusive.
+        at: DateTime<Utc>,
+        /// When it is back, exclusive.
+        to: DateTime<Utc>,
+    },
     /// Requests are refused because the disk is full: `KAFKA_STORAGE_ERROR`.
     DiskFull {
         /// From, inclusive.
@@ -117,10 +125,30 @@ pub struct Injected {
     seen: u64,
 }
 
+/// What happened at the broker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Requests that were carried out.
+    pub requests: u64,
+    /// Transactions that were committed.
+    pub commits: u64,
+    /// Transactions that were aborted.
+    pub aborts: u64,
+    /// Transactions that were aborted because they took too long.
+    pub expired: u64,
+    /// Times that partitions were shared out anew.
+    pub rebalances: u64,
+    /// Times that an older producer was fenced by a newer one of the same name.
+    pub fenced: u64,
+    /// Restarts.
+    pub restarts: u64,
+}
+
 #[derive(Debug)]
 struct Inner {
     broker: Broker,
     faults: Vec<Injected>,
+    tally: Tally,
 }
 
 /// A simulated broker, shared by the clients of all simulated processes.
@@ -152,6 +180,16 @@ impl Inner {
                     injected.hits += 1;
                     fate = Fate::Unsent;
                 }
+                BrokerFault::Restart { at, to } if *at <= now && (once || now < *to) => {
+                    if once {
+                        self.broker.forget_members();
+                        self.tally.restarts += 1;
+                    }
+                    injected.hits += 1;
+                    if now < *to {
+                        fate = Fate::Unsent;
+                    }
+                }
                 BrokerFault::DiskFull { from, to } if (*from..*to).contains(&now) && writes(kind) && fate == Fate::Carried => {
                     injected.hits += 1;
                     fate = Fate::Refused;
@@ -177,6 +215,7 @@ impl Inner {
                     }
                 }
                 BrokerFault::Down { .. }
+                | BrokerFault::Restart { .. }
                 | BrokerFault::DiskFull { .. }
                 | BrokerFault::LostReply { .. }
                 | BrokerFault::SessionExpired { .. }
@@ -184,6 +223,31 @@ impl Inner {
             }
         }
         fate
+    }
+}
+
+impl Inner {
+    /// Counts what a request has changed. The state is in memory here, and nothing else asks for the effects.
+    fn count(&mut self) {
+        self.tally.requests += 1;
+        for effect in self.broker.take_effects() {
+            let counter = match effect {
+                Effect::TxnEnded { commit: true, .. } => &mut self.tally.commits,
+                Effect::TxnEnded { commit: false, .. } => &mut self.tally.aborts,
+                Effect::EpochRaised { .. } => &mut self.tally.expired,
+                Effect::GenerationRaised { .. } => &mut self.tally.rebalances,
+                Effect::ProducerMade { producer, .. } if producer.epoch > 0 => &mut self.tally.fenced,
+                Effect::ProducerMade { .. }
+                | Effect::TopicCreated(_)
+                | Effect::Appended { .. }
+                | Effect::OffsetsAdded { .. }
+                | Effect::OffsetsSet { .. }
+                | Effect::Trimmed { .. }
+                | Effect::ProducersForgotten { .. }
+                | Effect::Compacted { .. } => continue,
+            };
+            *counter += 1;
+        }
     }
 }
 
@@ -197,7 +261,7 @@ fn writes(kind: RequestKind) -> bool {
 impl SimBroker {
     /// An empty broker. `latency` is the time of one way.
     pub fn new(env: Arc<dyn Env>, limits: Limits, latency: Duration) -> Arc<Self> {
-        let inner = Inner { broker: Broker::new(limits, State::default()), faults: Vec::new() };
+        let inner = Inner { broker: Broker::new(limits, State::default()), faults: Vec::new(), tally: Tally::default() };
         let (version, _) = watch::channel(0);
         Arc::new(Self { env, latency, inner: Mutex::new(inner), version })
     }
@@ -223,6 +287,7 @@ impl SimBroker {
         for injected in &self.lock().faults {
             let mode = match injected.fault {
                 BrokerFault::Down { .. } => "down",
+                BrokerFault::Restart { .. } => "restart",
                 BrokerFault::LostReply { .. } => "lost_reply",
                 BrokerFault::DiskFull { .. } => "disk_full",
                 BrokerFault::SessionExpired { .. } => "session_expired",
@@ -243,7 +308,35 @@ impl SimBroker {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn carry(&self, request: Request) -> Result<Response, LinkError> {
+    /// What happened so far.
+    pub fn tally(&self) -> Tally {
+        self.lock().tally
+    }
+
+    /// How often the broker was restarted: a reply that was under way then is lost.
+    pub fn restarts(&self) -> u64 {
+        self.lock().tally.restarts
+    }
+
+    /// Carries a request out in spite of all faults, for those who judge.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub fn peek(&self, request: Request) -> Result<Response, Refusal> {
+        self.lock().broker.handle(self.env.now().timestamp_millis(), request)
+    }
+
+    /// Waits until the version differs from `seen`. Cancel-safe.
+    pub async fn moved(&self, seen: u64) {
+        // The sender lives as long as the broker does.
+        let _ = self.version.subscribe().wait_for(|version| *version != seen).await;
+    }
+
+    /// Carries a request out, or does what the faults say, at once.
+    ///
+    /// # Errors
+    /// A refusal, or a request or reply that a fault has lost.
+    pub fn carry(&self, request: Request) -> Result<Response, LinkError> {
         let now = self.env.now();
         let mut inner = self.lock();
         let kind = kind(&request);
@@ -254,8 +347,7 @@ impl SimBroker {
             Fate::Refused => return Err(LinkError::Refused(failed(Code::KafkaStorageError))),
             Fate::Carried | Fate::Lost => inner.broker.handle(now.timestamp_millis(), request),
         };
-        // The state is in memory here, and nothing else asks for the effects.
-        inner.broker.take_effects();
+        inner.count();
         let version = inner.broker.version();
         self.version.send_if_modified(|seen| std::mem::replace(seen, version) != version);
         if fate == Fate::Lost {
@@ -283,10 +375,9 @@ impl Link for SimBroker {
         *self.version.borrow()
     }
     async fn changed(&self, seen: u64, wait: Duration) {
-        let mut versions = self.version.subscribe();
         tokio::select! {
             biased;
-            _ = versions.wait_for(|version| *version != seen) => {}
+            () = self.moved(seen) => {}
             () = self.env.sleep(wait) => {}
         }
     }

@@ -5,12 +5,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use simulacro_core::history::Event;
 use simulacro_sim::{
+    broker::RequestKind,
     faults::{CATALOGUE, Fault},
     interpose,
-    scenario::Scenario,
+    scenario::Story,
+    stream::{
+        self, StreamScenario,
+        faults::{Side, StreamFault, When},
+    },
     swarm,
     world::Judgement,
 };
@@ -20,9 +25,30 @@ use crate::{Failure, Job, in_parallel, judged, load, show};
 /// At most so many candidates are tried while a scenario shrinks.
 const SHRINK_TRIES: usize = 120;
 
+/// Of which world scenarios are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum World {
+    /// The daily batch.
+    Batch,
+    /// The streaming job.
+    Stream,
+}
+
+impl World {
+    fn draw(self, seed: u64) -> Story {
+        match self {
+            Self::Batch => Story::Batch(Box::new(swarm::draw(seed))),
+            Self::Stream => Story::Stream(Box::new(stream::swarm::draw(seed))),
+        }
+    }
+}
+
 /// Which seeds, for how long, and where failing scenarios go.
 #[derive(Args)]
 pub struct Sweep {
+    /// Of which world
+    #[arg(long, value_enum, default_value_t = World::Batch)]
+    world: World,
     /// Number of seeds
     #[arg(long, default_value_t = 50)]
     seeds: u64,
@@ -62,7 +88,7 @@ fn seconds(since: u64) -> f64 {
 }
 
 /// Runs a scenario that exists in memory only: a process reads it from a file of its own.
-fn run_drawn(folder: &Path, name: &str, scenario: &Scenario, seed: u64) -> Result<(Job, Judgement, f64), Failure> {
+fn run_drawn(folder: &Path, name: &str, scenario: &Story, seed: u64) -> Result<(Job, Judgement, f64), Failure> {
     let path = folder.join(format!("{name}.toml"));
     std::fs::write(&path, scenario.to_toml()?)?;
     let job = Job { scenario: path, seed, history: None, plant: false, twin: false };
@@ -78,6 +104,7 @@ pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
     let work = tempfile::tempdir()?;
     let (mut held, mut failing, mut skipped) = (0, Vec::new(), 0);
     let mut struck: BTreeMap<String, u64> = BTreeMap::new();
+    let mut totals: BTreeMap<&str, u64> = BTreeMap::new();
     in_parallel(
         seeds,
         sweep.jobs,
@@ -85,7 +112,7 @@ pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
             if sweep.max_wall.is_some_and(|limit| seconds(began) > limit as f64) {
                 return Ok(None);
             }
-            let scenario = swarm::draw(seed);
+            let scenario = sweep.world.draw(seed);
             run_drawn(work.path(), &format!("seed-{seed}"), &scenario, seed).map(|ran| Some((scenario, ran)))
         },
         |seed, result: Result<_, Failure>| {
@@ -93,11 +120,15 @@ pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
                 skipped += 1;
                 return Ok(());
             };
-            for (fault, hits) in scenario.fault.iter().zip(&judgement.hits) {
-                let text = toml::to_string(fault)?;
+            for (text, hits) in scenario.faults()?.iter().zip(&judgement.hits) {
                 let named = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(" = "));
                 let mode = [named("mode"), named("kind")].into_iter().flatten().collect::<Vec<_>>().join(" ");
                 *struck.entry(mode.replace('"', "")).or_default() += hits;
+            }
+            if let Some(figures) = &judgement.stream {
+                for (name, value) in figures.totals() {
+                    *totals.entry(name).or_default() += value;
+                }
             }
             if judgement.verdict == "holds" {
                 held += 1;
@@ -117,11 +148,17 @@ pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
         let small = smallest(work.path(), scenario, *seed, judgement)?;
         let shrunk = sweep.out.join(format!("seed-{seed}-shrunk.toml"));
         std::fs::write(&shrunk, small.to_toml()?)?;
-        println!("seed {seed}: {} faults shrunk to {}: {}", scenario.fault.len(), small.fault.len(), shrunk.display());
+        println!("seed {seed}: {} shrunk to {}: {}", scenario.size(), small.size(), shrunk.display());
     }
     println!("faults that struck:");
     for (mode, hits) in &struck {
         println!("  {mode:<28} {hits:>6}");
+    }
+    if !totals.is_empty() {
+        println!("in all runs:");
+        for (name, value) in &totals {
+            println!("  {name:<28} {value:>9}");
+        }
     }
     if skipped > 0 {
         println!("{skipped} seeds were not begun within {} s", sweep.max_wall.unwrap_or(0));
@@ -131,11 +168,11 @@ pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
 }
 
 /// The smallest scenario found that breaks the same invariants.
-fn smallest(folder: &Path, scenario: &Scenario, seed: u64, judgement: &Judgement) -> Result<Scenario, Failure> {
+fn smallest(folder: &Path, scenario: &Story, seed: u64, judgement: &Judgement) -> Result<Story, Failure> {
     let wanted = signature(judgement);
     let (mut best, mut tries) = (scenario.clone(), 0);
     'again: loop {
-        for candidate in swarm::smaller(&best) {
+        for candidate in best.smaller() {
             tries += 1;
             if tries > SHRINK_TRIES {
                 break 'again;
@@ -148,15 +185,16 @@ fn smallest(folder: &Path, scenario: &Scenario, seed: u64, judgement: &Judgement
         }
         break;
     }
-    best.summary =
-        format!("shrunk from a drawn scenario; broken: {}", wanted.join(", ")).replace(|c: char| c.is_ascii_digit(), "");
+    best.set_summary(
+        format!("shrunk from a drawn scenario; broken: {}", wanted.join(", ")).replace(|c: char| c.is_ascii_digit(), ""),
+    );
     Ok(best)
 }
 
 /// Shrinks one scenario and says what is left.
 pub fn shrink(path: &Path, seed: Option<u64>, out: Option<&Path>) -> Result<u8, Failure> {
     let scenario = load(path)?;
-    let seed = seed.unwrap_or(scenario.seeds[0]);
+    let seed = seed.unwrap_or(scenario.seeds()[0]);
     let work = tempfile::tempdir()?;
     let (_, judgement, _) = run_drawn(work.path(), "first", &scenario, seed)?;
     if judgement.verdict == "holds" {
@@ -165,28 +203,73 @@ pub fn shrink(path: &Path, seed: Option<u64>, out: Option<&Path>) -> Result<u8, 
     let small = smallest(work.path(), &scenario, seed, &judgement)?;
     let out = out.map_or_else(|| path.with_extension("shrunk.toml"), Path::to_owned);
     std::fs::write(&out, small.to_toml()?)?;
-    println!(
-        "{} faults, {} days and {} runs are left of {}, {} and {}: {}",
-        small.fault.len(),
-        small.days,
-        small.runs,
-        scenario.fault.len(),
-        scenario.days,
-        scenario.runs,
-        out.display()
-    );
+    println!("{} are left of {}: {}", small.size(), scenario.size(), out.display());
     println!("repeat    simulacro-sim run {} --seed {seed}", out.display());
     Ok(0)
 }
 
-/// Kills the worker at every call to the store, once for each, and wants the tables of a run in which it lived.
-pub fn crash_points(path: &Path, seed: Option<u64>, jobs: usize) -> Result<u8, Failure> {
+/// Requests of a worker at which it may die: those of a transaction, and those that make it a member and a producer.
+const DEADLY: [RequestKind; 5] =
+    [RequestKind::InitProducer, RequestKind::Membership, RequestKind::Produce, RequestKind::TxnOffsets, RequestKind::EndTxn];
+
+/// Kills the first worker at each of its writing requests, before and after the broker carries it out, once for each, and
+/// lets the oracle judge each run.
+fn stream_crash_points(story: &StreamScenario, seed: u64, jobs: usize, most: u64) -> Result<u8, Failure> {
     let began = interpose::real_nanos();
-    let mut scenario = load(path)?;
+    let mut story = story.clone();
+    story.fault.retain(|f| !matches!(f, StreamFault::WorkerCrash { worker: 0, .. }));
+    story.expect.fired_min = 0;
+    let work = tempfile::tempdir()?;
+    let points: Vec<(RequestKind, u64, Side)> = DEADLY
+        .into_iter()
+        .flat_map(|kind| (1..=most).map(move |nth| (kind, nth)))
+        .flat_map(|(kind, nth)| [(kind, nth, Side::Before), (kind, nth, Side::After)])
+        .collect();
+    let (mut held, mut failed, mut beyond) = (0, 0, 0);
+    in_parallel(
+        points,
+        jobs,
+        |&(request, nth, side)| {
+            let mut story = story.clone();
+            story.fault.push(StreamFault::WorkerCrash { worker: 0, when: When::Request { request, nth, side }, down_s: 3 });
+            let story = Story::Stream(Box::new(story));
+            run_drawn(work.path(), &format!("crash-{request:?}-{nth}-{side:?}"), &story, seed).map(|ran| (story, ran))
+        },
+        |(request, nth, side), result: Result<_, Failure>| {
+            let (scenario, (job, judgement, wall)) = result?;
+            match judgement.verdict.as_str() {
+                // The worker never made so many such requests.
+                "holds" if judgement.hits.last() == Some(&0) => beyond += 1,
+                "holds" => held += 1,
+                _ => {
+                    failed += 1;
+                    println!("death {side:?} {request:?} {nth}:");
+                    show(&job, &scenario, &judgement, wall);
+                }
+            }
+            Ok(())
+        },
+    )?;
+    println!(
+        "{} requests of a worker, a death at each: {held} hold, {failed} fail, in {:.0} s; {beyond} more were never made",
+        held + failed,
+        seconds(began)
+    );
+    Ok(u8::from(failed > 0))
+}
+
+/// Kills the worker at every call to the store, once for each, and wants the tables of a run in which it lived. In a story
+/// of the stream the calls are the first `most` requests of each kind to the broker.
+pub fn crash_points(path: &Path, seed: Option<u64>, jobs: usize, most: u64) -> Result<u8, Failure> {
+    let began = interpose::real_nanos();
+    let mut scenario = match load(path)? {
+        Story::Batch(scenario) => scenario,
+        Story::Stream(story) => return stream_crash_points(&story, seed.unwrap_or(story.seeds[0]), jobs, most),
+    };
     let seed = seed.unwrap_or(scenario.seeds[0]);
     scenario.fault.retain(|f| !matches!(f, Fault::WorkerCrash { .. }));
     let work = tempfile::tempdir()?;
-    let (_, clean, _) = run_drawn(work.path(), "clean", &scenario, seed)?;
+    let (_, clean, _) = run_drawn(work.path(), "clean", &Story::Batch(scenario.clone()), seed)?;
     if clean.verdict != "holds" {
         return Err(format!("{} seed {seed} does not hold even when nobody dies: {:?}", path.display(), clean.problems).into());
     }
@@ -199,6 +282,7 @@ pub fn crash_points(path: &Path, seed: Option<u64>, jobs: usize) -> Result<u8, F
             story.fault.push(Fault::WorkerCrash { at_calls: vec![call], down_s: 30 });
             // Against the run in which it lived, so no twin has to be run for each.
             (story.expect.converges, story.expect.fired_min) = (false, 1);
+            let story = Story::Batch(story);
             run_drawn(work.path(), &format!("crash-{call}"), &story, seed).map(|ran| (story, ran))
         },
         |call, result: Result<_, Failure>| {
@@ -241,12 +325,12 @@ pub fn explain(path: &Path, seed: Option<u64>, all: bool) -> Result<u8, Failure>
     let scenario = load(path)?;
     let work = tempfile::tempdir()?;
     let history = work.path().join("history.jsonl");
-    let seed = seed.unwrap_or(scenario.seeds[0]);
+    let seed = seed.unwrap_or(scenario.seeds()[0]);
     let job = Job { scenario: path.to_owned(), seed, history: Some(history.clone()), plant: false, twin: false };
     let (judgement, _, wall) = judged(&job, &scenario)?;
     println!("faults:");
-    for (fault, hits) in scenario.fault.iter().zip(&judgement.hits) {
-        println!("  struck {hits} times: {}", toml::to_string(fault)?.trim().replace('\n', ", "));
+    for (fault, hits) in scenario.faults()?.iter().zip(&judgement.hits) {
+        println!("  struck {hits} times: {}", fault.trim().replace('\n', ", "));
     }
     println!("what happened:");
     let mut before: Option<(String, u64)> = None;
@@ -294,6 +378,12 @@ pub fn diff(left: &Path, right: &Path) -> Result<u8, Failure> {
 pub fn faults() {
     for entry in CATALOGUE {
         println!("{}  (failure mode {})", entry.mode, entry.failure);
+        println!("  seen      {}", entry.seen);
+        println!("  defence   {}", entry.defence);
+        println!("  example   {}", entry.example.replace('\n', ", "));
+    }
+    for entry in stream::faults::CATALOGUE {
+        println!("{}  (stream, failure mode {})", entry.mode, entry.failure);
         println!("  seen      {}", entry.seen);
         println!("  defence   {}", entry.defence);
         println!("  example   {}", entry.example.replace('\n', ", "));

@@ -11,6 +11,7 @@ pub mod report;
 pub mod rng;
 pub mod scenario;
 pub mod store;
+pub mod stream;
 pub mod summary;
 pub mod swarm;
 pub mod world;

@@ -17,7 +17,8 @@ use std::{
 use clap::{Parser, Subcommand, ValueEnum};
 use simulacro_sim::{
     interpose,
-    scenario::{Scenario, Tier},
+    scenario::{Story, Tier},
+    stream,
     world::{self, Judgement},
 };
 
@@ -29,6 +30,7 @@ use simulacro_sim::{
   simulacro-sim run scenarios
   simulacro-sim run scenarios/incidents/monday_0300_waiting.toml --seed 7 --history out
   simulacro-sim sweep --seeds 100 --max-wall 300 --out failing
+  simulacro-sim sweep --world stream --seeds 200
   simulacro-sim shrink failing/seed-17.toml
   simulacro-sim explain scenarios/negative/monday_0300_retrying.toml
   simulacro-sim canary scenarios/incidents/monday_0300_waiting.toml --pairs 200
@@ -94,7 +96,7 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
-    /// Kills the worker at every call to the store, one run for each, and wants the same tables
+    /// Kills the worker at every call to the store, or a stream's worker at its requests to the broker, one run for each
     CrashPoints {
         /// TOML file
         scenario: PathBuf,
@@ -104,6 +106,9 @@ enum Command {
         /// Runs at a time
         #[arg(long, default_value_t = 2)]
         jobs: usize,
+        /// Of a stream: so many requests of each kind
+        #[arg(long, default_value_t = 40)]
+        most: u64,
     },
     /// Tells a run in order: faults, attempts, commits, alerts, and what was judged
     Explain {
@@ -142,9 +147,9 @@ enum Command {
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-fn load(path: &Path) -> Result<Scenario, Failure> {
+fn load(path: &Path) -> Result<Story, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
-    Ok(Scenario::parse(&text).map_err(|e| format!("scenario {}: {e}", path.display()))?)
+    Ok(Story::parse(&text).map_err(|e| format!("scenario {}: {e}", path.display()))?)
 }
 
 fn collect(path: &Path, into: &mut Vec<PathBuf>) -> Result<(), Failure> {
@@ -238,11 +243,11 @@ fn write_history(path: &Path, events: &[simulacro_core::history::Event]) -> Resu
 }
 
 /// The judgement of a run, with the problems that only the comparison with its twin shows.
-fn judged(job: &Job, scenario: &Scenario) -> Result<(Judgement, Option<Judgement>, f64), Failure> {
+fn judged(job: &Job, scenario: &Story) -> Result<(Judgement, Option<Judgement>, f64), Failure> {
     let began = interpose::real_nanos();
     let mut judgement = child(job)?;
     let mut fault_free = None;
-    if scenario.expect.converges {
+    if scenario.converges() {
         let twin = child(&Job { history: None, twin: true, ..job.clone() })?;
         if twin.hashes != judgement.hashes {
             let (found, expected) = (&judgement.hashes, &twin.hashes);
@@ -254,10 +259,10 @@ fn judged(job: &Job, scenario: &Scenario) -> Result<(Judgement, Option<Judgement
     Ok((judgement, fault_free, (interpose::real_nanos() - began) as f64 / 1e9))
 }
 
-fn show(job: &Job, scenario: &Scenario, judgement: &Judgement, wall: f64) {
+fn show(job: &Job, scenario: &Story, judgement: &Judgement, wall: f64) {
     let good = judgement.verdict == "holds";
     let name = job.scenario.file_stem().and_then(|s| s.to_str()).unwrap_or("scenario");
-    println!("{}  {name}  seed={}  wall {wall:.1}s  {}", if good { "ok  " } else { "FAIL" }, job.seed, scenario.summary);
+    println!("{}  {name}  seed={}  wall {wall:.1}s  {}", if good { "ok  " } else { "FAIL" }, job.seed, scenario.summary());
     if !judgement.attempts.iter().all(|a| a.ends_with(" ok")) {
         const SHOWN: usize = 6;
         let shown = judgement.attempts.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
@@ -271,10 +276,16 @@ fn show(job: &Job, scenario: &Scenario, judgement: &Judgement, wall: f64) {
     if !judgement.hits.is_empty() {
         println!("        faults    struck {:?} times", judgement.hits);
     }
-    let missing = scenario.days as usize - judgement.published.len();
-    match (judgement.published.iter().next_back(), missing) {
-        (Some((fecha, at)), 0) => println!("        published {fecha} at {}", at.format("%m-%d %H:%M:%S")),
-        (_, missing) => println!("        published {} of {} days", scenario.days as usize - missing, scenario.days),
+    match (scenario, &judgement.stream) {
+        (Story::Batch(scenario), _) => {
+            let missing = scenario.days as usize - judgement.published.len();
+            match (judgement.published.iter().next_back(), missing) {
+                (Some((fecha, at)), 0) => println!("        published {fecha} at {}", at.format("%m-%d %H:%M:%S")),
+                (_, missing) => println!("        published {} of {} days", scenario.days as usize - missing, scenario.days),
+            }
+        }
+        (Story::Stream(_), Some(figures)) => println!("        stream    {}", figures.line()),
+        (Story::Stream(_), None) => {}
     }
     if !good {
         println!("        verdict   {}", judgement.verdict);
@@ -292,7 +303,11 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             if twin {
                 story = story.twin();
             }
-            let (judgement, events) = world::run(&story, seed, plant).map_err(|e| e.to_string())?;
+            let ran = match &story {
+                Story::Batch(scenario) => world::run(scenario, seed, plant),
+                Story::Stream(story) => stream::world::run(story, seed, plant),
+            };
+            let (judgement, events) = ran.map_err(|e| e.to_string())?;
             if let Some(path) = history {
                 write_history(&path, &events)?;
             }
@@ -301,7 +316,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         }
         Command::Sweep(sweep) => commands::sweep(&sweep),
         Command::Shrink { scenario, seed, out } => commands::shrink(&scenario, seed, out.as_deref()),
-        Command::CrashPoints { scenario, seed, jobs } => commands::crash_points(&scenario, seed, jobs),
+        Command::CrashPoints { scenario, seed, jobs, most } => commands::crash_points(&scenario, seed, jobs, most),
         Command::Explain { scenario, seed, all } => commands::explain(&scenario, seed, all),
         Command::Diff { left, right } => commands::diff(&left, &right),
         Command::Faults => {
@@ -323,10 +338,10 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                 let scenario = load(&file)?;
                 let wanted = match tier {
                     None => true,
-                    Some(TierArg::Pr) => scenario.tier == Tier::Pr,
-                    Some(TierArg::Nightly) => scenario.tier == Tier::Nightly,
+                    Some(TierArg::Pr) => scenario.tier() == Tier::Pr,
+                    Some(TierArg::Nightly) => scenario.tier() == Tier::Nightly,
                 };
-                for seed in seed.map_or(scenario.seeds.clone(), |s| vec![s]).into_iter().filter(|_| wanted) {
+                for seed in seed.map_or(scenario.seeds().to_vec(), |s| vec![s]).into_iter().filter(|_| wanted) {
                     let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or("scenario");
                     let history = history.as_ref().map(|h| h.join(format!("{stem}-{seed}.jsonl")));
                     let job = Job { scenario: file.clone(), seed, history, plant: false, twin: false };

@@ -6,7 +6,7 @@ use clap::Args;
 use simulacro_core::history::Event;
 use simulacro_sim::{
     report,
-    scenario::Scenario,
+    scenario::Story,
     summary::{self, Finished},
     world::Judgement,
 };
@@ -64,7 +64,7 @@ impl Output {
     pub fn add(
         &mut self,
         job: &Job,
-        scenario: &Scenario,
+        scenario: &Story,
         judgement: &Judgement,
         twin: Option<&Judgement>,
         wall: f64,
@@ -72,10 +72,14 @@ impl Output {
         let name = job.scenario.display().to_string();
         if let Some(folder) = &self.report {
             let events = job.history.as_deref().map(read_history).transpose()?.unwrap_or_default();
-            write(&folder.join(page(&name, job.seed)), &report::html(&name, scenario, job.seed, judgement, twin, &events))?;
+            let html = match scenario {
+                Story::Batch(scenario) => report::html(&name, scenario, job.seed, judgement, twin, &events),
+                Story::Stream(story) => report::stream_html(&name, story, job.seed, judgement, &events),
+            };
+            write(&folder.join(page(&name, job.seed)), &html)?;
         }
         let wall = std::time::Duration::try_from_secs_f64(wall).unwrap_or_default();
-        let (summary, judgement) = (scenario.summary.clone(), judgement.clone());
+        let (summary, judgement) = (scenario.summary().to_owned(), judgement.clone());
         self.finished.push(Finished { name, summary, seed: job.seed, judgement, wall });
         Ok(())
     }

@@ -20,6 +20,7 @@ use crate::{
     faults::Fault,
     oracle::Sales,
     scenario::{Scenario, Verdict},
+    stream::StreamScenario,
     summary::{Finished, repeat},
     world::Judgement,
 };
@@ -61,6 +62,10 @@ fn all_refs(event: &Event) -> String {
 
 /// A fault as its scenario writes it: the mode, then its parameters.
 fn fault_text(fault: &Fault) -> String {
+    described(fault)
+}
+
+fn described(fault: &(impl serde::Serialize + std::fmt::Debug)) -> String {
     let Ok(Value::Object(fields)) = serde_json::to_value(fault) else { return format!("{fault:?}") };
     let named = |key: &str| fields.get(key).map(text);
     let rest = fields.iter().filter(|(key, value)| !matches!(key.as_str(), "mode" | "kind") && !value.is_null());
@@ -151,6 +156,89 @@ pub fn html(
         }
     };
     page(&title, &body)
+}
+
+/// The report of a stream story.
+pub fn stream_html(name: &str, story: &StreamScenario, seed: u64, judgement: &Judgement, events: &[Event]) -> String {
+    let kept = kept(events, EVENTS_MAX);
+    let title = format!("{}: {}, seed {seed}", judgement.verdict, stem(name));
+    let (class, sign, meaning) = verdict(&judgement.verdict, Some(story.expect.verdict));
+    let facts = [
+        ("seed", seed.to_string()),
+        ("begins", story.start.to_rfc3339()),
+        ("workers", story.workers.to_string()),
+        ("producers", story.workload.producers.to_string()),
+        ("partitions", story.workload.partitions.to_string()),
+        ("tier", story.tier.name().to_owned()),
+    ];
+    let body = html! {
+        a class="skip" href="#history" { "Skip to the history" }
+        header {
+            p class={ "verdict " (class) } { span aria-hidden="true" { (sign) } " " strong { (judgement.verdict) } " " small { (meaning) } }
+            h1 { (stem(name)) }
+            p class="summary" { (story.summary) }
+            dl class="facts" { @for (what, value) in facts { div { dt { (what) } dd { (value) } } } }
+            p class="repeat" { span { "Repeat" } code id="repeat" { (repeat(name, seed)) } button id="copy" type="button" hidden { "Copy" } }
+        }
+        nav aria-label="Sections" {
+            @for (id, text) in [("figures", "Figures"), ("faults", "Faults"), ("topics", "Topics"), ("history", "History")] {
+                a href={ "#" (id) } { (text) }
+            }
+        }
+        main {
+            (broken(judgement, events, &kept))
+            section aria-labelledby="figures" { h2 id="figures" { "Figures" } (stream_figures(judgement)) }
+            section aria-labelledby="faults" { h2 id="faults" { "Faults" } (stream_faults(story, judgement)) }
+            section aria-labelledby="topics" {
+                h2 id="topics" { "Topics" }
+                (table("Hash over all records of each topic", &["topic", "hash"], &html! {
+                    @for (topic, hash) in &judgement.hashes { tr { th scope="row" { (topic) } td { code { (short(Some(hash))) } } } }
+                }))
+            }
+            (history(events, &kept))
+        }
+        footer {
+            p { "simulacro-sim " (env!("CARGO_PKG_VERSION")) ". A run is a function of its scenario and seed: the command above gives this page again." }
+        }
+    };
+    page(&title, &body)
+}
+
+/// The first characters of a hash.
+fn short(hash: Option<&String>) -> String {
+    hash.map_or("–".to_owned(), |h| h.chars().take(16).collect())
+}
+
+fn stream_figures(judgement: &Judgement) -> Markup {
+    let Some(figures) = &judgement.stream else { return empty("None were taken.") };
+    let reasons = figures.reasons.iter().map(|(code, count)| (format!("gave up with {code}"), *count));
+    let rows = figures.totals().into_iter().map(|(name, value)| (name.to_owned(), value)).chain(reasons);
+    let body = html! {
+        @for (name, value) in rows { tr { th scope="row" { (name) } td class="number" { (value) } } }
+        tr { th scope="row" { "records behind, at most" } td class="number" { (figures.lag_max) } }
+        tr { th scope="row" { "seconds from the last fault until all was done" } td class="number" {
+            (figures.drained_after_s.map_or("never".to_owned(), |s| s.to_string()))
+        } }
+    };
+    table("What happened, in figures", &["what", "hits"], &body)
+}
+
+fn stream_faults(story: &StreamScenario, judgement: &Judgement) -> Markup {
+    if story.fault.is_empty() {
+        return empty("The scenario has none.");
+    }
+    let wanted = story.expect.fired_min;
+    let body = html! {
+        @for (n, fault) in story.fault.iter().enumerate().take(LINES_MAX) {
+            @let hits = judgement.hits.get(n).copied().unwrap_or(0);
+            tr class=(if hits < wanted { "bad" } else { "" }) {
+                th scope="row" { (n + 1) } td class="prose" { (described(fault)) } td class="number" { (hits) }
+                td class="state" { (if hits < wanted { "too seldom" } else { "struck" }) }
+            }
+        }
+    };
+    let caption = format!("Faults; each must strike at least {}", count(wanted as usize, "time"));
+    html! { (table(&caption, &["no.", "fault", "hits", "state"], &body)) (left_out(story.fault.len(), "faults")) }
 }
 
 const SECTIONS: [(&str, &str); 7] = [
@@ -377,7 +465,6 @@ fn tables(scenario: &Scenario, judgement: &Judgement, twin: Option<&Judgement>) 
     if names.is_empty() {
         return html! { (empty("There are no tables at the end.")) p { (note) } };
     }
-    let short = |hash: Option<&String>| hash.map_or("–".to_owned(), |h| h.chars().take(16).collect());
     let body = html! {
         @for name in names.iter().take(LINES_MAX) {
             @let here = judgement.hashes.get(*name);
@@ -563,6 +650,7 @@ mod tests {
             store_digest: "bb".repeat(32),
             store_calls: 6,
             draws: 0,
+            stream: None,
         }
     }
 

@@ -1,10 +1,15 @@
-//! A scenario: one story as strict TOML. Prose says what is at stake; every number is a field.
+//! A scenario: one story as strict TOML. Prose says what is at stake; every number is a field. A story is of the batch, or
+//! with `kind = "stream"` of the stream.
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
 use serde::{Deserialize, Serialize};
 use simulacro_core::platform::Config;
 
-use crate::faults::Fault;
+use crate::{
+    faults::Fault,
+    stream::{StreamScenario, swarm as stream_swarm},
+    swarm,
+};
 
 /// When a scenario runs in CI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +139,112 @@ impl Scenario {
     /// The same story without its faults.
     pub fn twin(&self) -> Self {
         Self { fault: Vec::new(), ..self.clone() }
+    }
+}
+
+/// A story of either world.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Story {
+    /// The daily batch.
+    Batch(Box<Scenario>),
+    /// The streaming job.
+    Stream(Box<StreamScenario>),
+}
+
+impl Story {
+    /// Reads a story.
+    ///
+    /// # Errors
+    /// The place in the text, what stands there and what could.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let table: toml::Table = toml::from_str(text).map_err(|e| e.to_string())?;
+        match table.get("kind").map(|kind| kind.as_str()) {
+            None => Scenario::parse(text).map(|scenario| Self::Batch(Box::new(scenario))),
+            Some(Some("stream")) => StreamScenario::parse(text).map(|story| Self::Stream(Box::new(story))),
+            Some(found) => Err(format!("kind: found {found:?}, expected \"stream\", or none for a story of the batch")),
+        }
+    }
+
+    /// The text that gives this story.
+    ///
+    /// # Errors
+    /// When a value has no form in TOML.
+    pub fn to_toml(&self) -> Result<String, String> {
+        match self {
+            Self::Batch(scenario) => scenario.to_toml(),
+            Self::Stream(story) => story.to_toml(),
+        }
+    }
+
+    /// What is at stake.
+    pub fn summary(&self) -> &str {
+        match self {
+            Self::Batch(scenario) => &scenario.summary,
+            Self::Stream(story) => &story.summary,
+        }
+    }
+    /// Says what is at stake.
+    pub fn set_summary(&mut self, summary: String) {
+        match self {
+            Self::Batch(scenario) => scenario.summary = summary,
+            Self::Stream(story) => story.summary = summary,
+        }
+    }
+    /// When it runs.
+    pub fn tier(&self) -> Tier {
+        match self {
+            Self::Batch(scenario) => scenario.tier,
+            Self::Stream(story) => story.tier,
+        }
+    }
+    /// Seeds, one at least.
+    pub fn seeds(&self) -> &[u64] {
+        match self {
+            Self::Batch(scenario) => &scenario.seeds,
+            Self::Stream(story) => &story.seeds,
+        }
+    }
+    /// Whether the result must equal that of the same story without its faults. A stream's oracle is exact by itself.
+    pub fn converges(&self) -> bool {
+        match self {
+            Self::Batch(scenario) => scenario.expect.converges,
+            Self::Stream(_) => false,
+        }
+    }
+    /// The faults as TOML, in order.
+    ///
+    /// # Errors
+    /// When a value has no form in TOML.
+    pub fn faults(&self) -> Result<Vec<String>, String> {
+        match self {
+            Self::Batch(scenario) => scenario.fault.iter().map(|f| toml::to_string(f).map_err(|e| e.to_string())).collect(),
+            Self::Stream(story) => story.fault.iter().map(|f| toml::to_string(f).map_err(|e| e.to_string())).collect(),
+        }
+    }
+    /// The same story without its faults.
+    pub fn twin(&self) -> Self {
+        match self {
+            Self::Batch(scenario) => Self::Batch(Box::new(scenario.twin())),
+            Self::Stream(story) => Self::Stream(Box::new(StreamScenario { fault: Vec::new(), ..(**story).clone() })),
+        }
+    }
+    /// Smaller stories, the greatest step first.
+    pub fn smaller(&self) -> Vec<Self> {
+        match self {
+            Self::Batch(scenario) => swarm::smaller(scenario).into_iter().map(|s| Self::Batch(Box::new(s))).collect(),
+            Self::Stream(story) => stream_swarm::smaller(story).into_iter().map(|s| Self::Stream(Box::new(s))).collect(),
+        }
+    }
+    /// Its size, for people.
+    pub fn size(&self) -> String {
+        match self {
+            Self::Batch(scenario) => {
+                format!("{} faults, {} days and {} runs", scenario.fault.len(), scenario.days, scenario.runs)
+            }
+            Self::Stream(story) => {
+                format!("{} faults, {} workers and {} s", story.fault.len(), story.workers, story.workload.duration_s)
+            }
+        }
     }
 }
 

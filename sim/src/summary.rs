@@ -234,6 +234,7 @@ mod tests {
             store_digest: String::new(),
             store_calls: 0,
             draws: 0,
+            stream: None,
         };
         let summary = "the run waits | for the source".to_owned();
         Finished { name: name.into(), summary, seed, judgement, wall: Duration::from_millis(1_250) }

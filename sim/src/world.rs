@@ -38,9 +38,11 @@ use crate::{
     rng::Stream,
     scenario::{Scenario, Verdict},
     store::{DirectStore, ObjectService, PortStore},
+    stream::world::Figures,
 };
 
-const CONTRACT: &str = include_str!("../../contracts/odcs/cdnow/ventas.yaml");
+/// The contract of the sales.
+pub(crate) const CONTRACT: &str = include_str!("../../contracts/odcs/cdnow/ventas.yaml");
 
 /// A run that has not ended this long after its last day was due will never end.
 const PATIENCE: Days = Days::new(2);
@@ -74,6 +76,9 @@ pub struct Judgement {
     pub store_calls: u64,
     /// Draws from the seeded stream of entropy.
     pub draws: u64,
+    /// Figures of a stream story.
+    #[serde(default)]
+    pub stream: Option<Figures>,
 }
 
 /// One line of the mart.
@@ -91,7 +96,8 @@ fn lines(mart: &Mart) -> Vec<Line> {
     mart.iter().map(|((fecha, region), sales)| Line { fecha: *fecha, region: region.clone(), sales: sales.clone() }).collect()
 }
 
-type Failure = Box<dyn std::error::Error>;
+/// What breaks the world itself.
+pub type Failure = Box<dyn std::error::Error>;
 type Mart = BTreeMap<(NaiveDate, String), Sales>;
 
 /// What the worker leaves behind when the story is over.
@@ -213,7 +219,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
     let notifier = Arc::new(SimNotifier { env: env.clone(), raised: Mutex::new(Vec::new()), host: host.clone() });
     let ledger = Arc::new(SimLedger::new(host.clone()));
 
-    // No scenario of this world streams yet; the log and the registry are there because every assembly has them.
+    // This world does not stream, that of `crate::stream` does; log and registry are there because every assembly has them.
     let broker = SimBroker::new(env.clone(), Limits::KAFKA, Duration::from_millis(1));
     // A started process knows nothing: it connects to the services anew.
     let connect = {
@@ -368,6 +374,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
         store_digest: service.digest(),
         store_calls: service.calls(),
         draws: interpose::draws(),
+        stream: None,
     };
     let events = history.events.lock().map_err(|_| "the history panicked")?.clone();
     Ok((judgement, events))

@@ -43,7 +43,7 @@ fn every_scenario_file_is_a_scenario() {
     assert!(scenarios.len() >= 8);
     for path in scenarios {
         let text = std::fs::read_to_string(&path).expect("a readable file");
-        if let Err(e) = simulacro_sim::scenario::Scenario::parse(&text) {
+        if let Err(e) = simulacro_sim::scenario::Story::parse(&text) {
             panic!("{}: {e}", path.display());
         }
     }
@@ -64,4 +64,83 @@ fn a_scenario_with_an_unknown_key_is_refused_with_its_place() {
 async fn delta_on_the_simulated_store_keeps_the_promises_of_a_lakehouse() {
     let service = ObjectService::new(Arc::new(Host::new("worker", None)), Vec::new());
     conformance::lakehouse::check(&DeltaLakehouse::new(Arc::new(DirectStore(service)))).await;
+}
+
+const STREAM: &str = "scenarios/streaming/worker_crashes.toml";
+
+#[test]
+fn the_same_seed_gives_the_same_topics_and_history_of_a_stream_in_separate_processes() {
+    let scenario = root().join(STREAM);
+    let run = output("simulacro-sim", &["canary", scenario.to_str().expect("a path"), "--pairs", "2"]);
+    let said = String::from_utf8_lossy(&run.stdout).into_owned() + &said(&run);
+    assert_eq!(run.status.code(), Some(0), "{said}");
+    assert!(said.contains("2 pairs, 0 different"), "{said}");
+}
+
+#[test]
+fn a_clock_that_is_planted_into_a_stream_is_found() {
+    let scenario = root().join(STREAM);
+    let run = output("simulacro-sim", &["canary", scenario.to_str().expect("a path"), "--pairs", "1", "--plant"]);
+    assert_eq!(run.status.code(), Some(5), "{}", said(&run));
+    assert!(String::from_utf8_lossy(&run.stdout).contains("planted"));
+}
+
+/// The story of the negative scenario is one that the job survives when nothing is switched off.
+#[test]
+fn a_stream_without_fencing_is_caught_and_with_it_holds() {
+    let path = root().join("scenarios/negative/stream_no_fencing.toml");
+    let run = output("simulacro-sim", &["run", path.to_str().expect("a path")]);
+    assert_eq!(run.status.code(), Some(0), "{}", String::from_utf8_lossy(&run.stdout));
+    let text = std::fs::read_to_string(&path).expect("a readable file");
+    let defended: String = text.lines().filter(|line| !line.starts_with("sabotage")).fold(String::new(), |all, line| {
+        let line = if line.starts_with("verdict") { "verdict = \"holds\"" } else { line };
+        all + line + "\n"
+    });
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("defended.toml");
+    std::fs::write(&path, defended).expect("written");
+    let run = output("simulacro-sim", &["run", path.to_str().expect("a path")]);
+    assert_eq!(run.status.code(), Some(0), "{}", String::from_utf8_lossy(&run.stdout));
+}
+
+#[test]
+fn drawn_stream_stories_hold() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let out = dir.path().join("failing");
+    let run = output("simulacro-sim", &["sweep", "--world", "stream", "--seeds", "3", "--out", out.to_str().expect("a path")]);
+    let said = String::from_utf8_lossy(&run.stdout).into_owned() + &said(&run);
+    assert_eq!(run.status.code(), Some(0), "{said}");
+    assert!(said.contains("3 seeds hold, 0 fail"), "{said}");
+}
+
+#[test]
+fn a_stream_story_with_an_unknown_key_is_refused_with_its_place() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let text = std::fs::read_to_string(root().join(STREAM)).expect("a readable file");
+    for (right, wrong) in [("per_minute", "per_hour"), ("down_s", "down_m"), ("kind = \"stream\"", "kind = \"river\"")] {
+        let path = dir.path().join("typo.toml");
+        std::fs::write(&path, text.replacen(right, wrong, 1)).expect("written");
+        let run = output("simulacro-sim", &["run", path.to_str().expect("a path")]);
+        assert_eq!(run.status.code(), Some(2), "{wrong}");
+        assert!(
+            said(&run).contains("found") || said(&run).contains("unknown") || said(&run).contains("missing"),
+            "{}",
+            said(&run)
+        );
+    }
+}
+
+#[test]
+fn a_stream_story_has_a_report() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (scenario, folder) = (root().join(STREAM), dir.path().join("report"));
+    let arguments = ["run", scenario.to_str().expect("a path"), "--seed", "1", "--report", folder.to_str().expect("a path")];
+    let run = output("simulacro-sim", &arguments);
+    assert_eq!(run.status.code(), Some(0), "{}", said(&run));
+    let pages = files(&folder);
+    let page = pages.iter().find(|p| p.to_string_lossy().ends_with("-1.html")).expect("a page");
+    let text = std::fs::read_to_string(page).expect("a readable page");
+    for wanted in ["rebalances", "worker_crash", "ecommerce.metricas_realtime"] {
+        assert!(text.contains(wanted), "no {wanted}");
+    }
 }

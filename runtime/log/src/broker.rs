@@ -252,6 +252,11 @@ impl Broker {
         out
     }
 
+    /// Forgets who is in which group, as a restart of the process does. No incarnation is given twice all the same.
+    pub fn forget_members(&mut self) {
+        self.groups.clear();
+    }
+
     /// Drops committed records below `start` of a partition, as retention does; the start never goes back.
     pub fn trim(&mut self, partition: &TopicPartition, start: i64) {
         if let Ok(found) = self.state.partition(partition) {
