@@ -21,8 +21,8 @@ use simulacro_core::{
     batch::arrow_schema,
     history::{Event, HistorySink},
     ports::{
-        Alert, Column, Commit, DayWrite, Env, Lakehouse, Metrics, Notifier, PartitionRead, PortError, Query, Result, Run,
-        RunLedger, RunState, TableSource, Warehouse,
+        Alert, Column, Commit, DayWrite, Env, Lakehouse, Metrics, Notifier, PartitionRead, PortError, Query, Result, TableSource,
+        Warehouse,
     },
 };
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -231,64 +231,8 @@ impl TableSource for SimSource {
     }
 }
 
-/// A ledger in memory. It lives outside the worker, so it keeps what a dead worker wrote.
-#[derive(Debug)]
-pub struct SimLedger {
-    runs: Mutex<BTreeMap<(String, NaiveDate, i64), Run>>,
-    host: Arc<Host>,
-}
-
-impl SimLedger {
-    /// An empty ledger used by `host`.
-    pub fn new(host: Arc<Host>) -> Self {
-        Self { runs: Mutex::default(), host }
-    }
-
-    /// What a database does when the connection of a dead client breaks: its lock is free and its run is closed.
-    pub fn client_died(&self, now: DateTime<Utc>) {
-        let Ok(mut runs) = self.runs.lock() else { return };
-        for run in runs.values_mut().filter(|r| r.state == RunState::Running) {
-            run.state = RunState::Failed;
-            run.finished_at = Some(now);
-        }
-    }
-}
-
 fn poisoned<T>(_: T) -> PortError {
     PortError::permanent("a simulated service panicked while it held its state")
-}
-
-#[async_trait]
-impl RunLedger for SimLedger {
-    async fn begin(&self, pipeline: &str, fecha: NaiveDate, run_id: &str, floor: i64, now: DateTime<Utc>) -> Result<Run> {
-        self.host.only_alive().await;
-        let mut runs = self.runs.lock().map_err(poisoned)?;
-        if runs.values().any(|r| r.pipeline == pipeline && r.state == RunState::Running) {
-            return Err(PortError::retryable(format!("begin a run of {pipeline}: another process is running it")).code("BUSY"));
-        }
-        let same_day = runs.values().filter(|r| r.pipeline == pipeline && r.fecha == fecha);
-        let last = same_day.map(|r| r.epoch).max().unwrap_or(0);
-        let run = Run {
-            pipeline: pipeline.into(),
-            fecha,
-            epoch: last.max(floor) + 1,
-            run_id: run_id.into(),
-            state: RunState::Running,
-            started_at: now,
-            finished_at: None,
-            report: serde_json::Value::Null,
-        };
-        runs.insert((pipeline.into(), fecha, run.epoch), run.clone());
-        Ok(run)
-    }
-    async fn finish(&self, run: &Run) -> Result<()> {
-        self.host.only_alive().await;
-        self.runs.lock().map_err(poisoned)?.insert((run.pipeline.clone(), run.fecha, run.epoch), run.clone());
-        Ok(())
-    }
-    async fn runs(&self, pipeline: &str) -> Result<Vec<Run>> {
-        Ok(self.runs.lock().map_err(poisoned)?.values().filter(|r| r.pipeline == pipeline).cloned().collect())
-    }
 }
 
 /// The real lakehouse or warehouse on a simulated host: after each call it waits for what its store calls cost.

@@ -161,13 +161,7 @@ impl Platform {
 
     fn measure(&self, run: &Run, result: &Result<DayReport, DayError>) {
         let metrics = &self.ports.metrics;
-        let state = match run.state {
-            RunState::Running => "running",
-            RunState::Succeeded => "succeeded",
-            RunState::Failed => "failed",
-            RunState::Held => "held",
-        };
-        metrics.count("simulacro_batch_runs_total", &[("state", state)], 1);
+        metrics.count("simulacro_batch_runs_total", &[("state", run.state.as_str())], 1);
         if let Some(end) = run.finished_at {
             let seconds = (end - run.started_at).num_milliseconds() as f64 / 1_000.0;
             metrics.gauge("simulacro_batch_run_duration_seconds", &[], seconds);

@@ -17,7 +17,7 @@ mod warehouse;
 pub use env::Env;
 pub use error::{Disposition, PortError, Result};
 pub use lakehouse::{Commit, DayWrite, Input, Lakehouse, Query};
-pub use ledger::{Run, RunLedger, RunState};
+pub use ledger::{BUSY, FENCED, Fact, Fence, Lease, PipelineMetric, Run, RunLedger, RunStart, RunState};
 pub use metrics::Metrics;
 pub use notifier::{Alert, Notifier};
 pub use schema_registry::{Compatibility, RegisteredSchema, SchemaRegistry, Verdict};
