@@ -3,7 +3,7 @@
 //! The lakehouse is the real one; here it only pays for its calls to the store and dies with its process.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::{
         Arc, Mutex,
@@ -318,8 +318,10 @@ impl Metrics for SimMetrics {
 pub struct SimNotifier {
     /// For the time of an alert.
     pub env: Arc<dyn Env>,
-    /// Alerts in order, each key once.
+    /// Alerts in order, each incident once.
     pub raised: Mutex<Vec<(DateTime<Utc>, Alert)>>,
+    /// Keys of the incidents that are open.
+    pub open: Mutex<BTreeSet<String>>,
     /// Who calls.
     pub host: Arc<Host>,
 }
@@ -328,14 +330,14 @@ pub struct SimNotifier {
 impl Notifier for SimNotifier {
     async fn raise(&self, alert: &Alert) -> Result<()> {
         self.host.only_alive().await;
-        let mut raised = self.raised.lock().map_err(poisoned)?;
-        if !raised.iter().any(|(_, a)| a.dedup_key == alert.dedup_key) {
-            raised.push((self.env.now(), alert.clone()));
+        if self.open.lock().map_err(poisoned)?.insert(alert.dedup_key.clone()) {
+            self.raised.lock().map_err(poisoned)?.push((self.env.now(), alert.clone()));
         }
         Ok(())
     }
-    async fn resolve(&self, _dedup_key: &str) -> Result<()> {
+    async fn resolve(&self, dedup_key: &str) -> Result<()> {
         self.host.only_alive().await;
+        self.open.lock().map_err(poisoned)?.remove(dedup_key);
         Ok(())
     }
 }

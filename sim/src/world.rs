@@ -208,7 +208,8 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
     let history = Arc::new(SimHistory::default());
     let recorder = Recorder::new(env.clone(), history.clone());
     let source = Arc::new(SimSource { server: "postgres".into(), refused: AtomicU64::new(0) });
-    let notifier = Arc::new(SimNotifier { env: env.clone(), raised: Mutex::new(Vec::new()), host: host.clone() });
+    let notifier =
+        Arc::new(SimNotifier { env: env.clone(), raised: Mutex::default(), open: Mutex::default(), host: host.clone() });
     let ledger = Arc::new(SimLedger::new(host.clone()));
 
     // A started process knows nothing: it connects to the services anew.

@@ -15,6 +15,7 @@ mod streaming;
 mod conformance;
 mod conformance_registry;
 mod embedded;
+mod notifiers;
 mod postgres;
 mod s3;
 

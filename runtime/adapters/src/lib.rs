@@ -8,6 +8,9 @@ mod embedded_log;
 mod kafka;
 mod ledger;
 mod metrics;
+mod notify_channels;
+mod notify_http;
+mod notify_router;
 mod postgres;
 mod postgres_ledger;
 mod postgres_source;
@@ -23,6 +26,8 @@ pub use embedded_log::{EmbeddedLog, EmbeddedLogConfig, FileLink, open_embedded_l
 pub use kafka::{KafkaConfig, KafkaLog};
 pub use ledger::SqliteLedger;
 pub use metrics::PrometheusMetrics;
+pub use notify_http::{DeliverySettings, Secret};
+pub use notify_router::{AlertRouter, AlertSettings, PagerDutySettings, SlackSettings, WebhookSettings};
 pub use postgres::{PostgresServer, disposition};
 pub use postgres_ledger::PostgresLedger;
 pub use postgres_source::{CopyReader, NaiveTimestamps, PostgresSource, PostgresSourceConfig};
