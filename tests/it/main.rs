@@ -9,6 +9,8 @@ mod demo;
 mod bad_input;
 mod commands;
 mod kills;
+mod orchestrated;
+mod orchestrator;
 mod simulator;
 mod streaming;
 
