@@ -5,6 +5,7 @@ pub mod faults;
 pub mod host;
 pub mod interpose;
 pub mod invariants;
+pub mod ledger;
 pub mod oracle;
 pub mod ports;
 pub mod report;

@@ -3,7 +3,7 @@
 //! The lakehouse is the real one; here it only pays for its calls to the store and dies with its process.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     sync::{
         Arc, Mutex,
@@ -22,8 +22,7 @@ use simulacro_core::{
     history::{Event, HistorySink},
     ports::{
         AddColumns, Alert, Append, Column, Commit, DayWrite, Env, Lakehouse, Metrics, Notifier, Optimize, PartitionRead,
-        PortError, Query, Restore, Result, Rewritten, Run, RunLedger, RunState, Scd2, TableSource, TableVersion, Upsert, Vacuum,
-        Warehouse,
+        PortError, Query, Restore, Result, Rewritten, Scd2, TableSource, TableVersion, Upsert, Vacuum, Warehouse,
     },
 };
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -232,64 +231,8 @@ impl TableSource for SimSource {
     }
 }
 
-/// A ledger in memory. It lives outside the worker, so it keeps what a dead worker wrote.
-#[derive(Debug)]
-pub struct SimLedger {
-    runs: Mutex<BTreeMap<(String, NaiveDate, i64), Run>>,
-    host: Arc<Host>,
-}
-
-impl SimLedger {
-    /// An empty ledger used by `host`.
-    pub fn new(host: Arc<Host>) -> Self {
-        Self { runs: Mutex::default(), host }
-    }
-
-    /// What a database does when the connection of a dead client breaks: its lock is free and its run is closed.
-    pub fn client_died(&self, now: DateTime<Utc>) {
-        let Ok(mut runs) = self.runs.lock() else { return };
-        for run in runs.values_mut().filter(|r| r.state == RunState::Running) {
-            run.state = RunState::Failed;
-            run.finished_at = Some(now);
-        }
-    }
-}
-
 fn poisoned<T>(_: T) -> PortError {
     PortError::permanent("a simulated service panicked while it held its state")
-}
-
-#[async_trait]
-impl RunLedger for SimLedger {
-    async fn begin(&self, pipeline: &str, fecha: NaiveDate, run_id: &str, floor: i64, now: DateTime<Utc>) -> Result<Run> {
-        self.host.only_alive().await;
-        let mut runs = self.runs.lock().map_err(poisoned)?;
-        if runs.values().any(|r| r.pipeline == pipeline && r.state == RunState::Running) {
-            return Err(PortError::retryable(format!("begin a run of {pipeline}: another process is running it")).code("BUSY"));
-        }
-        let same_day = runs.values().filter(|r| r.pipeline == pipeline && r.fecha == fecha);
-        let last = same_day.map(|r| r.epoch).max().unwrap_or(0);
-        let run = Run {
-            pipeline: pipeline.into(),
-            fecha,
-            epoch: last.max(floor) + 1,
-            run_id: run_id.into(),
-            state: RunState::Running,
-            started_at: now,
-            finished_at: None,
-            report: serde_json::Value::Null,
-        };
-        runs.insert((pipeline.into(), fecha, run.epoch), run.clone());
-        Ok(run)
-    }
-    async fn finish(&self, run: &Run) -> Result<()> {
-        self.host.only_alive().await;
-        self.runs.lock().map_err(poisoned)?.insert((run.pipeline.clone(), run.fecha, run.epoch), run.clone());
-        Ok(())
-    }
-    async fn runs(&self, pipeline: &str) -> Result<Vec<Run>> {
-        Ok(self.runs.lock().map_err(poisoned)?.values().filter(|r| r.pipeline == pipeline).cloned().collect())
-    }
 }
 
 /// The real lakehouse or warehouse on a simulated host: after each call it waits for what its store calls cost.
@@ -420,8 +363,10 @@ impl Metrics for SimMetrics {
 pub struct SimNotifier {
     /// For the time of an alert.
     pub env: Arc<dyn Env>,
-    /// Alerts in order, each key once.
+    /// Alerts in order, each incident once.
     pub raised: Mutex<Vec<(DateTime<Utc>, Alert)>>,
+    /// Keys of the incidents that are open.
+    pub open: Mutex<BTreeSet<String>>,
     /// Who calls.
     pub host: Arc<Host>,
 }
@@ -430,14 +375,14 @@ pub struct SimNotifier {
 impl Notifier for SimNotifier {
     async fn raise(&self, alert: &Alert) -> Result<()> {
         self.host.only_alive().await;
-        let mut raised = self.raised.lock().map_err(poisoned)?;
-        if !raised.iter().any(|(_, a)| a.dedup_key == alert.dedup_key) {
-            raised.push((self.env.now(), alert.clone()));
+        if self.open.lock().map_err(poisoned)?.insert(alert.dedup_key.clone()) {
+            self.raised.lock().map_err(poisoned)?.push((self.env.now(), alert.clone()));
         }
         Ok(())
     }
-    async fn resolve(&self, _dedup_key: &str) -> Result<()> {
+    async fn resolve(&self, dedup_key: &str) -> Result<()> {
         self.host.only_alive().await;
+        self.open.lock().map_err(poisoned)?.remove(dedup_key);
         Ok(())
     }
 }

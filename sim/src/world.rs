@@ -33,8 +33,9 @@ use crate::{
     host::Host,
     interpose,
     invariants::{self, Evidence},
+    ledger::SimLedger,
     oracle::{self, Sales},
-    ports::{OnHost, Postgres, Row, SimEnv, SimHistory, SimLedger, SimMetrics, SimNotifier, SimSource, serve},
+    ports::{OnHost, Postgres, Row, SimEnv, SimHistory, SimMetrics, SimNotifier, SimSource, serve},
     rng::Stream,
     scenario::{Scenario, Verdict},
     store::{DirectStore, ObjectService, PortStore},
@@ -216,7 +217,8 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
     let history = Arc::new(SimHistory::default());
     let recorder = Recorder::new(env.clone(), history.clone());
     let source = Arc::new(SimSource { server: "postgres".into(), refused: AtomicU64::new(0) });
-    let notifier = Arc::new(SimNotifier { env: env.clone(), raised: Mutex::new(Vec::new()), host: host.clone() });
+    let notifier =
+        Arc::new(SimNotifier { env: env.clone(), raised: Mutex::default(), open: Mutex::default(), host: host.clone() });
     let ledger = Arc::new(SimLedger::new(host.clone()));
 
     // This world does not stream, that of `crate::stream` does; log and registry are there because every assembly has them.

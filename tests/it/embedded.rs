@@ -5,8 +5,12 @@ use std::sync::Arc;
 
 use object_store::{ObjectStore, local::LocalFileSystem, memory::InMemory};
 use simulacro_adapters::{CsvSource, FileHistory, SqliteLedger, SystemEnv};
-use simulacro_core::history::{RecordedStore, Recorder};
+use simulacro_core::{
+    history::{RecordedStore, Recorder},
+    ports::RunLedger,
+};
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
+use simulacro_sim::{host::Host, ledger::SimLedger};
 
 use crate::conformance;
 
@@ -24,6 +28,37 @@ async fn sqlite_keeps_the_promises_of_a_ledger() {
     let open = || async { SqliteLedger::open(&path).await.expect("the ledger opens") };
     conformance::ledger::check(open).await;
     conformance::ledger::an_old_end_does_not_free_the_present_run(&open().await, &open().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_simulated_ledger_keeps_the_promises_of_a_ledger() {
+    let host = Arc::new(Host::new("worker", []));
+    let first = SimLedger::new(host.clone());
+    let open = || async { first.connect(host.clone()).expect("the ledger is there") };
+    conformance::ledger::check(open).await;
+    conformance::ledger::an_old_end_does_not_free_the_present_run(&open().await, &open().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_of_an_earlier_version_is_opened_with_its_runs() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("ledger.db");
+    {
+        let ledger = SqliteLedger::open(&path).await.expect("the ledger opens");
+        let ledger: &dyn RunLedger = &ledger;
+        let day = chrono::NaiveDate::default();
+        let run = ledger.begin("antigua", day, "r", 0, chrono::DateTime::UNIX_EPOCH).await.expect("the pipeline is free");
+        ledger.finish(&run).await.expect("the run ends");
+    }
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+    let pool = sqlx::SqlitePool::connect_with(options).await.expect("the file opens");
+    for sql in ["DROP TABLE leases", "DROP TABLE facts", "ALTER TABLE runs DROP COLUMN scheduled_at"] {
+        sqlx::raw_sql(sql).execute(&pool).await.expect("the ledger is made older");
+    }
+    pool.close().await;
+    let ledger = SqliteLedger::open(&path).await.expect("the ledger opens");
+    assert_eq!(ledger.runs("antigua").await.expect("the ledger answers").len(), 1);
+    ledger.acquire_lease("x", "a", std::time::Duration::from_secs(1), chrono::DateTime::UNIX_EPOCH).await.expect("it is free");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,12 +10,15 @@ mod bad_input;
 mod bad_world;
 mod commands;
 mod kills;
+mod orchestrated;
+mod orchestrator;
 mod simulator;
 mod streaming;
 
 mod conformance;
 mod conformance_registry;
 mod embedded;
+mod notifiers;
 mod postgres;
 mod s3;
 

@@ -574,6 +574,7 @@ async fn a_busy_ledger_names_who_holds_it_and_a_lost_session_frees_it() {
     server.options = server.options.application_name("trabajador-7");
     let holder = PostgresLedger::open(server.clone()).await.expect("the ledger opens");
     let rival = PostgresLedger::open(server).await.expect("the ledger opens");
+    let (holder, rival): (&dyn RunLedger, &dyn RunLedger) = (&holder, &rival);
     let held = holder.begin("diario", day("2024-03-17"), "r-1", 0, now).await.expect("the pipeline is free");
     let error = rival.begin("diario", day("2024-03-17"), "r-2", 0, now).await.expect_err("held");
     is(&error, "BUSY", Disposition::Retryable);

@@ -10,18 +10,44 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Mutex,
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
-use simulacro_core::ports::{PortError, Result, Run, RunLedger, RunState};
+use simulacro_core::{
+    contract::check::QualityResult,
+    ports::{BUSY, Fact, Fence, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, RunState},
+};
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
-use crate::postgres::{PostgresServer, Value, classify, classify_commit, quote};
+use crate::{
+    ledger::{expiry, fenced, leased, parse_severity, signed},
+    postgres::{PostgresServer, Value, classify, classify_commit, quote},
+};
 
 const COLUMNS: &str = "pipeline, fecha::text AS fecha, epoch, run_id, state, \
     (extract(epoch FROM started_at) * 1000000)::bigint AS started_us, \
-    (extract(epoch FROM finished_at) * 1000000)::bigint AS finished_us, report::text AS report";
+    (extract(epoch FROM finished_at) * 1000000)::bigint AS finished_us, \
+    (extract(epoch FROM scheduled_at) * 1000000)::bigint AS scheduled_us, lease, token, report::text AS report";
+/// Columns of a lease.
+const LEASE: &str = "name, holder, token, (extract(epoch FROM acquired_at) * 1000000)::bigint AS acquired_us, \
+    (extract(epoch FROM expires_at) * 1000000)::bigint AS expires_us";
+/// Columns of a metric whose value is a count.
+const COUNTS: [&str; 10] = [
+    "expected_rows",
+    "actual_rows",
+    "published",
+    "deduplicated",
+    "quarantined",
+    "rejected",
+    "late",
+    "dead_lettered",
+    "bytes",
+    "duration_ms",
+];
+/// Most rows that one statement writes: each value is a parameter, and a statement has at most 65,535.
+const ROWS_PER_STATEMENT: usize = 1_000;
 
 /// The key of the advisory lock of `$1`, in a statement.
 const KEY: &str = "hashtextextended('simulacro pipeline ' || $1::text, 0)";
@@ -39,6 +65,10 @@ struct Held {
 pub struct PostgresLedger {
     server: PostgresServer,
     runs: String,
+    leases: String,
+    facts: String,
+    metrics: String,
+    quality: String,
     held: Mutex<Held>,
 }
 
@@ -57,36 +87,73 @@ impl Drop for Claim<'_> {
 }
 
 fn busy(pipeline: &str, who: &str) -> PortError {
-    PortError::retryable(format!("begin a run of {pipeline}: {who} is running it")).code("BUSY")
+    PortError::retryable(format!("begin a run of {pipeline}: {who} is running it")).code(BUSY)
 }
 
-fn state_name(state: RunState) -> &'static str {
-    match state {
-        RunState::Running => "running",
-        RunState::Succeeded => "succeeded",
-        RunState::Failed => "failed",
-        RunState::Held => "held",
-    }
+fn bad(what: &str) -> PortError {
+    PortError::permanent(format!("read the ledger: a row has a damaged {what}"))
 }
 
-fn parse_state(name: &str) -> Option<RunState> {
-    [RunState::Running, RunState::Succeeded, RunState::Failed, RunState::Held].into_iter().find(|s| state_name(*s) == name)
+fn get<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(row: &'r PgRow, name: &str) -> Result<T> {
+    row.try_get(name).map_err(|e| bad(name).because(e))
+}
+
+fn time(row: &PgRow, name: &str) -> Result<Option<DateTime<Utc>>> {
+    let us: Option<i64> = get(row, name)?;
+    us.map(|us| DateTime::from_timestamp_micros(us).ok_or_else(|| bad(name))).transpose()
+}
+
+fn some_time(row: &PgRow, name: &str) -> Result<DateTime<Utc>> {
+    time(row, name)?.ok_or_else(|| bad(name))
+}
+
+fn count(row: &PgRow, name: &str) -> Result<u64> {
+    u64::try_from(get::<i64>(row, name)?).map_err(|e| bad(name).because(e))
+}
+
+fn day(row: &PgRow) -> Result<NaiveDate> {
+    get::<String>(row, "fecha")?.parse().map_err(|e: chrono::ParseError| bad("fecha").because(e))
+}
+
+fn json(row: &PgRow, name: &str) -> Result<serde_json::Value> {
+    serde_json::from_str(&get::<String>(row, name)?).map_err(|e| bad(name).because(e))
+}
+
+fn read_lease(row: &PgRow) -> Result<Lease> {
+    Ok(Lease {
+        name: get(row, "name")?,
+        holder: get(row, "holder")?,
+        token: get(row, "token")?,
+        acquired_at: some_time(row, "acquired_us")?,
+        expires_at: some_time(row, "expires_us")?,
+    })
+}
+
+/// `($1::text, $2::bigint), ($3::text, $4::bigint)`: so many rows of parameters of these types.
+fn placeholders(rows: usize, types: &[&str]) -> String {
+    let row = |r: usize| {
+        let values: Vec<String> = types.iter().enumerate().map(|(i, t)| format!("${}::{t}", r * types.len() + i + 1)).collect();
+        format!("({})", values.join(", "))
+    };
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
 }
 
 fn read_run(row: &PgRow) -> Result<Run> {
-    let bad = |what: &str| PortError::permanent(format!("read the ledger: a run has a damaged {what}"));
-    let text = |name: &'static str| row.try_get::<String, _>(name).map_err(|e| bad(name).because(e));
-    let micros = |name: &'static str| row.try_get::<Option<i64>, _>(name).map_err(|e| bad(name).because(e));
-    let time = |name: &'static str, us: i64| DateTime::from_timestamp_micros(us).ok_or_else(|| bad(name));
+    let fence = match (get::<Option<String>>(row, "lease")?, get::<Option<i64>>(row, "token")?) {
+        (Some(lease), Some(token)) => Some(Fence { lease, token }),
+        (None, _) | (_, None) => None,
+    };
     Ok(Run {
-        pipeline: text("pipeline")?,
-        fecha: text("fecha")?.parse().map_err(|e: chrono::ParseError| bad("fecha").because(e))?,
-        epoch: row.try_get("epoch").map_err(|e| bad("epoch").because(e))?,
-        run_id: text("run_id")?,
-        state: parse_state(&text("state")?).ok_or_else(|| bad("state"))?,
-        started_at: time("started_at", micros("started_us")?.ok_or_else(|| bad("started_at"))?)?,
-        finished_at: micros("finished_us")?.map(|us| time("finished_at", us)).transpose()?,
-        report: serde_json::from_str(&text("report")?).map_err(|e| bad("report").because(e))?,
+        pipeline: get(row, "pipeline")?,
+        fecha: day(row)?,
+        epoch: get(row, "epoch")?,
+        run_id: get(row, "run_id")?,
+        state: RunState::parse(&get::<String>(row, "state")?).ok_or_else(|| bad("state"))?,
+        started_at: some_time(row, "started_us")?,
+        finished_at: time(row, "finished_us")?,
+        scheduled_at: time(row, "scheduled_us")?,
+        fence,
+        report: json(row, "report")?,
     })
 }
 
@@ -97,7 +164,10 @@ impl PostgresLedger {
     /// As for any statement; `Permanent` when the tables cannot be made.
     pub async fn open(server: PostgresServer) -> Result<Self> {
         let schema = quote(&server.schema)?;
-        let runs = server.table("runs")?;
+        let table = |name| server.table(name);
+        let (runs, leases, facts) = (table("runs")?, table("leases")?, table("facts")?);
+        let (metrics, quality) = (table("pipeline_metrics")?, table("quality_results")?);
+        let counts = COUNTS.map(|c| format!("{c} bigint NOT NULL")).join(", ");
         let mut connection = server.connect().await?;
         // Two processes that start together would both create; the lock makes one wait.
         let create = format!(
@@ -105,11 +175,100 @@ impl PostgresLedger {
              CREATE SCHEMA IF NOT EXISTS {schema}; \
              CREATE TABLE IF NOT EXISTS {runs} (pipeline text NOT NULL, fecha date NOT NULL, epoch bigint NOT NULL, \
              run_id text NOT NULL, state text NOT NULL, started_at timestamptz NOT NULL, finished_at timestamptz, \
-             report json NOT NULL, PRIMARY KEY (pipeline, fecha, epoch)); COMMIT"
+             report json NOT NULL, PRIMARY KEY (pipeline, fecha, epoch)); \
+             ALTER TABLE {runs} ADD COLUMN IF NOT EXISTS scheduled_at timestamptz, ADD COLUMN IF NOT EXISTS lease text, \
+             ADD COLUMN IF NOT EXISTS token bigint; \
+             CREATE TABLE IF NOT EXISTS {leases} (name text PRIMARY KEY, holder text, token bigint NOT NULL, \
+             acquired_at timestamptz NOT NULL, expires_at timestamptz NOT NULL); \
+             CREATE TABLE IF NOT EXISTS {facts} (topic text NOT NULL, name text NOT NULL, value json NOT NULL, \
+             at timestamptz NOT NULL, PRIMARY KEY (topic, name)); \
+             CREATE TABLE IF NOT EXISTS {metrics} (pipeline_name text NOT NULL, asset text NOT NULL, fecha date NOT NULL, \
+             run_id text NOT NULL, {counts}, version text NOT NULL, PRIMARY KEY (run_id, asset)); \
+             CREATE INDEX IF NOT EXISTS pipeline_metrics_fecha ON {metrics} (fecha); \
+             CREATE TABLE IF NOT EXISTS {quality} (\"check\" text NOT NULL, layer text NOT NULL, asset text NOT NULL, \
+             fecha date NOT NULL, severity text NOT NULL, passed boolean NOT NULL, observed text NOT NULL, \
+             expected text NOT NULL, failing_rows bigint NOT NULL, checked_at timestamptz NOT NULL, \
+             PRIMARY KEY (\"check\", asset, fecha, checked_at)); \
+             CREATE INDEX IF NOT EXISTS quality_results_fecha ON {quality} (fecha); COMMIT"
         );
         server.run(&mut connection, create).await.map_err(|e| classify("create the tables of the ledger", e))?;
         server.close(connection).await;
-        Ok(Self { server, runs, held: Mutex::default() })
+        Ok(Self { server, runs, leases, facts, metrics, quality, held: Mutex::default() })
+    }
+
+    /// Reads rows over a connection of its own.
+    async fn read(&self, what: &str, sql: String, values: &[Value<'_>]) -> Result<Vec<PgRow>> {
+        let mut connection = self.server.connect().await?;
+        let rows = self.server.rows(&mut connection, sql, values).await.map_err(|e| classify(what, e))?;
+        self.server.close(connection).await;
+        Ok(rows)
+    }
+
+    /// Runs one statement that writes, over a connection of its own.
+    async fn change(&self, what: &str, sql: String, values: &[Value<'_>]) -> Result<Vec<PgRow>> {
+        let mut connection = self.server.connect().await?;
+        let rows = self.server.rows(&mut connection, sql, values).await.map_err(|e| classify_commit(what, e))?;
+        self.server.close(connection).await;
+        Ok(rows)
+    }
+
+    /// Opens a transaction, and holds on to the token that is written under: it cannot change hands before the commit.
+    async fn begin_fenced(&self, session: &mut PgConnection, what: &str, fence: Option<&Fence>) -> Result<()> {
+        self.server.run(session, "BEGIN").await.map_err(|e| classify(what, e))?;
+        let Some(fence) = fence else { return Ok(()) };
+        let sql = format!("SELECT token FROM {} WHERE name = $1::text AND holder IS NOT NULL FOR SHARE", self.leases);
+        let rows = self.server.rows(session, sql, &[Value::Text(&fence.lease)]).await.map_err(|e| classify(what, e))?;
+        let token = rows.first().map(|row| get::<i64>(row, "token")).transpose()?;
+        if token == Some(fence.token) { Ok(()) } else { Err(fenced(what, fence, token)) }
+    }
+
+    async fn commit(&self, session: &mut PgConnection, what: &str) -> Result<()> {
+        self.server.run(session, "COMMIT").await.map(|_| ()).map_err(|e| classify_commit(what, e))
+    }
+
+    /// Writes the end of a run down.
+    async fn close_run(&self, run: &Run) -> Result<()> {
+        let what = format!("finish run {} of {} in the ledger", run.run_id, run.pipeline);
+        let sql = format!(
+            "UPDATE {} SET state = $4::text, finished_at = $5::text::timestamptz, report = $6::text::json \
+             WHERE pipeline = $1::text AND fecha = $2::text::date AND epoch = $3::bigint",
+            self.runs
+        );
+        let day = run.fecha.to_string();
+        let finished_at = run.finished_at.map(|t| t.to_rfc3339());
+        let report = run.report.to_string();
+        let values = [
+            Value::Text(&run.pipeline),
+            Value::Text(&day),
+            Value::Integer(run.epoch),
+            Value::Text(run.state.as_str()),
+            Value::MaybeText(finished_at.as_deref()),
+            Value::Text(&report),
+        ];
+        // A connection of its own: the session of the lock may have been lost while the run went on.
+        let mut connection = self.server.connect().await?;
+        self.begin_fenced(&mut connection, &what, run.fence.as_ref()).await?;
+        self.server.rows(&mut connection, sql, &values).await.map_err(|e| classify_commit(what.as_str(), e))?;
+        self.commit(&mut connection, &what).await?;
+        self.server.close(connection).await;
+        Ok(())
+    }
+
+    /// Lets go of a run's pipeline, and of nothing that a later run holds.
+    async fn let_go(&self, run: &Run) -> Result<()> {
+        let session = {
+            let sessions = &mut self.held()?.sessions;
+            let is_present =
+                sessions.get(&run.pipeline).is_some_and(|(_, fecha, epoch)| (*fecha, *epoch) == (run.fecha, run.epoch));
+            if is_present { sessions.remove(&run.pipeline) } else { None }
+        };
+        if let Some((mut session, _, _)) = session {
+            // Asked for and answered: the server would notice the end of the session only a moment later. A session
+            // that was lost has lost its lock too.
+            let _ = self.server.run(&mut session, "SELECT pg_advisory_unlock_all()").await;
+            self.server.close(session).await;
+        }
+        Ok(())
     }
 
     fn held(&self) -> Result<std::sync::MutexGuard<'_, Held>> {
@@ -143,21 +302,24 @@ impl PostgresLedger {
 
 #[async_trait]
 impl RunLedger for PostgresLedger {
-    async fn begin(&self, pipeline: &str, fecha: NaiveDate, run_id: &str, floor: i64, now: DateTime<Utc>) -> Result<Run> {
-        let what = || format!("begin a run of {pipeline} in the ledger");
+    async fn start(&self, start: &RunStart) -> Result<Run> {
+        let RunStart { pipeline, fecha, run_id, floor, now, scheduled_at, fence } = start;
+        let what = format!("begin a run of {pipeline} in the ledger");
         let claim = self.claim(pipeline)?;
         let mut session = self.server.connect().await?;
         let sql = format!("SELECT pg_try_advisory_lock({KEY}) AS locked");
-        let rows = self.server.rows(&mut session, sql, &[Value::Text(pipeline)]).await.map_err(|e| classify(what(), e))?;
+        let rows = self.server.rows(&mut session, sql, &[Value::Text(pipeline)]).await.map_err(|e| classify(what.as_str(), e))?;
         let locked = rows.first().ok_or(sqlx::Error::RowNotFound).and_then(|row| row.try_get("locked"));
-        if !locked.map_err(|e| classify(what(), e))? {
-            let holder = self.holder(&mut session, pipeline).await.map_err(|e| classify(what(), e))?;
+        if !locked.map_err(|e| classify(what.as_str(), e))? {
+            let holder = self.holder(&mut session, pipeline).await.map_err(|e| classify(what.as_str(), e))?;
             return Err(busy(pipeline, &holder));
         }
+        self.begin_fenced(&mut session, &what, fence.as_ref()).await?;
         let sql = format!(
-            "INSERT INTO {runs} SELECT $1::text, $2::text::date, greatest(coalesce(max(epoch), 0), $3::bigint) + 1, $4::text, \
-             'running', $5::text::timestamptz, NULL, 'null' FROM {runs} WHERE pipeline = $1::text AND fecha = $2::text::date \
-             RETURNING {COLUMNS}",
+            "INSERT INTO {runs} (pipeline, fecha, epoch, run_id, state, started_at, report, scheduled_at, lease, token) \
+             SELECT $1::text, $2::text::date, greatest(coalesce(max(epoch), 0), $3::bigint) + 1, $4::text, \
+             'running', $5::text::timestamptz, 'null', $6::text::timestamptz, $7::text, $8::text::bigint \
+             FROM {runs} WHERE pipeline = $1::text AND fecha = $2::text::date RETURNING {COLUMNS}",
             runs = self.runs
         );
         let (day, now) = (fecha.to_string(), now.to_rfc3339());
@@ -168,59 +330,264 @@ impl RunLedger for PostgresLedger {
             self.runs
         );
         let values = [Value::Text(pipeline), Value::Text(&now)];
-        self.server.rows(&mut session, close, &values).await.map_err(|e| classify_commit(what(), e))?;
-        let values = [Value::Text(pipeline), Value::Text(&day), Value::Integer(floor), Value::Text(run_id), Value::Text(&now)];
-        let rows = self.server.rows(&mut session, sql, &values).await.map_err(|e| classify_commit(what(), e))?;
-        let run = read_run(rows.first().ok_or_else(|| classify(what(), sqlx::Error::RowNotFound))?)?;
+        self.server.rows(&mut session, close, &values).await.map_err(|e| classify(what.as_str(), e))?;
+        let scheduled_at = scheduled_at.map(|t| t.to_rfc3339());
+        let token = fence.as_ref().map(|f| f.token.to_string());
+        let values = [
+            Value::Text(pipeline),
+            Value::Text(&day),
+            Value::Integer(*floor),
+            Value::Text(run_id),
+            Value::Text(&now),
+            Value::MaybeText(scheduled_at.as_deref()),
+            Value::MaybeText(fence.as_ref().map(|f| f.lease.as_str())),
+            Value::MaybeText(token.as_deref()),
+        ];
+        let rows = self.server.rows(&mut session, sql, &values).await.map_err(|e| classify(what.as_str(), e))?;
+        let run = read_run(rows.first().ok_or_else(|| classify(what.as_str(), sqlx::Error::RowNotFound))?)?;
+        self.commit(&mut session, &what).await?;
         self.held()?.sessions.insert(pipeline.to_owned(), (session, run.fecha, run.epoch));
         drop(claim);
         Ok(run)
     }
 
     async fn finish(&self, run: &Run) -> Result<()> {
-        let what = || format!("finish run {} of {} in the ledger", run.run_id, run.pipeline);
+        let written = self.close_run(run).await;
+        let is_fenced = matches!(&written, Err(e) if e.code.as_deref() == Some(simulacro_core::ports::FENCED));
+        if written.is_ok() || is_fenced {
+            self.let_go(run).await?;
+        }
+        written
+    }
+
+    async fn abandon(&self, run: &Run) -> Result<()> {
+        self.let_go(run).await
+    }
+
+    async fn runs(&self, pipeline: &str) -> Result<Vec<Run>> {
+        let sql = format!("SELECT {COLUMNS} FROM {} WHERE pipeline = $1::text ORDER BY fecha, epoch", self.runs);
+        let rows = self.read(&format!("read the runs of {pipeline}"), sql, &[Value::Text(pipeline)]).await?;
+        rows.iter().map(read_run).collect()
+    }
+
+    async fn runs_since(&self, pipeline: &str, from: NaiveDate) -> Result<Vec<Run>> {
         let sql = format!(
-            "UPDATE {} SET state = $4::text, finished_at = $5::text::timestamptz, report = $6::text::json \
-             WHERE pipeline = $1::text AND fecha = $2::text::date AND epoch = $3::bigint",
+            "SELECT {COLUMNS} FROM {} WHERE pipeline = $1::text AND fecha >= $2::text::date ORDER BY fecha, epoch",
             self.runs
         );
-        let day = run.fecha.to_string();
-        let finished_at = run.finished_at.map(|t| t.to_rfc3339());
-        let report = run.report.to_string();
-        let values = [
-            Value::Text(&run.pipeline),
-            Value::Text(&day),
-            Value::Integer(run.epoch),
-            Value::Text(state_name(run.state)),
-            Value::MaybeText(finished_at.as_deref()),
-            Value::Text(&report),
-        ];
-        // A connection of its own: the session of the lock may have been lost while the run went on.
-        let mut connection = self.server.connect().await?;
-        self.server.rows(&mut connection, sql, &values).await.map_err(|e| classify_commit(what(), e))?;
-        self.server.close(connection).await;
-        let session = {
-            let sessions = &mut self.held()?.sessions;
-            // Finishing an old run again must not let go of the present one.
-            let is_present =
-                sessions.get(&run.pipeline).is_some_and(|(_, fecha, epoch)| (*fecha, *epoch) == (run.fecha, run.epoch));
-            if is_present { sessions.remove(&run.pipeline) } else { None }
+        let from = from.to_string();
+        let values = [Value::Text(pipeline), Value::Text(&from)];
+        let rows = self.read(&format!("read the runs of {pipeline}"), sql, &values).await?;
+        rows.iter().map(read_run).collect()
+    }
+
+    async fn acquire_lease(&self, name: &str, holder: &str, ttl: Duration, now: DateTime<Utc>) -> Result<Lease> {
+        let sql = format!(
+            "INSERT INTO {} AS l (name, holder, token, acquired_at, expires_at) VALUES ($1::text, $2::text, 1, \
+             to_timestamp(0) + $3::bigint * interval '1 microsecond', to_timestamp(0) + $4::bigint * interval '1 microsecond') \
+             ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = l.token + 1, \
+             acquired_at = excluded.acquired_at, expires_at = excluded.expires_at \
+             WHERE l.holder IS NULL OR l.expires_at <= excluded.acquired_at RETURNING {LEASE}",
+            self.leases
+        );
+        let values =
+            [Value::Text(name), Value::Text(holder), Value::Integer(now.timestamp_micros()), Value::Integer(expiry(now, ttl))];
+        let rows = self.change(&format!("acquire lease {name}"), sql, &values).await?;
+        match rows.first() {
+            Some(row) => read_lease(row),
+            None => Err(leased(name, self.lease(name).await?.as_ref())),
+        }
+    }
+
+    async fn renew_lease(&self, lease: &Lease, ttl: Duration, now: DateTime<Utc>) -> Result<Lease> {
+        let what = format!("renew lease {}", lease.name);
+        let sql = format!(
+            "UPDATE {} SET expires_at = to_timestamp(0) + $3::bigint * interval '1 microsecond' \
+             WHERE name = $1::text AND token = $2::bigint AND holder IS NOT NULL RETURNING {LEASE}",
+            self.leases
+        );
+        let values = [Value::Text(&lease.name), Value::Integer(lease.token), Value::Integer(expiry(now, ttl))];
+        let rows = self.change(&what, sql, &values).await?;
+        match rows.first() {
+            Some(row) => read_lease(row),
+            None => Err(fenced(&what, &lease.fence(), self.lease(&lease.name).await?.map(|l| l.token))),
+        }
+    }
+
+    async fn release_lease(&self, lease: &Lease) -> Result<()> {
+        let sql = format!("UPDATE {} SET holder = NULL WHERE name = $1::text AND token = $2::bigint", self.leases);
+        let values = [Value::Text(&lease.name), Value::Integer(lease.token)];
+        self.change(&format!("release lease {}", lease.name), sql, &values).await.map(|_| ())
+    }
+
+    async fn lease(&self, name: &str) -> Result<Option<Lease>> {
+        let sql = format!("SELECT {LEASE} FROM {} WHERE name = $1::text AND holder IS NOT NULL", self.leases);
+        let rows = self.read(&format!("read lease {name}"), sql, &[Value::Text(name)]).await?;
+        rows.first().map(read_lease).transpose()
+    }
+
+    async fn put_fact(&self, fact: &Fact, fence: Option<&Fence>) -> Result<()> {
+        let what = format!("keep fact {} of {}", fact.name, fact.topic);
+        let (value, at) = (fact.value.to_string(), fact.at.timestamp_micros());
+        let (sql, values) = if fact.value.is_null() {
+            let sql = format!("DELETE FROM {} WHERE topic = $1::text AND name = $2::text", self.facts);
+            (sql, vec![Value::Text(&fact.topic), Value::Text(&fact.name)])
+        } else {
+            let sql = format!(
+                "INSERT INTO {} (topic, name, value, at) VALUES ($1::text, $2::text, $3::text::json, \
+                 to_timestamp(0) + $4::bigint * interval '1 microsecond') \
+                 ON CONFLICT (topic, name) DO UPDATE SET value = excluded.value, at = excluded.at",
+                self.facts
+            );
+            (sql, vec![Value::Text(&fact.topic), Value::Text(&fact.name), Value::Text(&value), Value::Integer(at)])
         };
-        if let Some((mut session, _, _)) = session {
-            // Asked for and answered: the server would notice the end of the session only a moment later. A session
-            // that was lost has lost its lock too.
-            let _ = self.server.run(&mut session, "SELECT pg_advisory_unlock_all()").await;
-            self.server.close(session).await;
+        let mut connection = self.server.connect().await?;
+        self.begin_fenced(&mut connection, &what, fence).await?;
+        self.server.rows(&mut connection, sql, &values).await.map_err(|e| classify(what.as_str(), e))?;
+        self.commit(&mut connection, &what).await?;
+        self.server.close(connection).await;
+        Ok(())
+    }
+
+    async fn facts(&self, topic: &str) -> Result<Vec<Fact>> {
+        let sql = format!(
+            "SELECT topic, name, value::text AS value, (extract(epoch FROM at) * 1000000)::bigint AS at_us FROM {} \
+             WHERE topic = $1::text ORDER BY name COLLATE \"C\"",
+            self.facts
+        );
+        let rows = self.read(&format!("read the facts of {topic}"), sql, &[Value::Text(topic)]).await?;
+        let read = |row: &PgRow| {
+            Ok(Fact {
+                topic: get(row, "topic")?,
+                name: get(row, "name")?,
+                value: json(row, "value")?,
+                at: some_time(row, "at_us")?,
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+
+    async fn put_metrics(&self, metrics: &[PipelineMetric]) -> Result<()> {
+        // Of two rows with one key the later counts, as it would with two calls; one statement may touch a row only once.
+        let unique: BTreeMap<_, _> = metrics.iter().map(|m| ((&m.run_id, &m.asset), m)).collect();
+        let days: Vec<String> = unique.values().map(|m| m.fecha.to_string()).collect();
+        let rows: Vec<_> = unique.values().zip(&days).collect();
+        let types = ["text", "text", "text::date", "text"].into_iter().chain(COUNTS.map(|_| "bigint")).chain(["text"]);
+        let types: Vec<&str> = types.collect();
+        let set = COUNTS.iter().chain(&["pipeline_name", "fecha", "version"]).map(|c| format!("{c} = excluded.{c}"));
+        let set = set.collect::<Vec<_>>().join(", ");
+        for rows in rows.chunks(ROWS_PER_STATEMENT) {
+            let mut values = Vec::new();
+            for (m, day) in rows {
+                values.extend([&m.pipeline_name, &m.asset, *day, &m.run_id].map(|t| Value::Text(t)));
+                let counts = [
+                    m.expected_rows,
+                    m.actual_rows,
+                    m.published,
+                    m.deduplicated,
+                    m.quarantined,
+                    m.rejected,
+                    m.late,
+                    m.dead_lettered,
+                    m.bytes,
+                    m.duration_ms,
+                ];
+                values.extend(counts.map(|n| Value::Integer(signed(n))));
+                values.push(Value::Text(&m.version));
+            }
+            let sql = format!(
+                "INSERT INTO {} (pipeline_name, asset, fecha, run_id, {}, version) VALUES {} \
+                 ON CONFLICT (run_id, asset) DO UPDATE SET {set}",
+                self.metrics,
+                COUNTS.join(", "),
+                placeholders(rows.len(), &types)
+            );
+            self.change("keep metrics in the ledger", sql, &values).await?;
         }
         Ok(())
     }
 
-    async fn runs(&self, pipeline: &str) -> Result<Vec<Run>> {
-        let mut connection = self.server.connect().await?;
-        let sql = format!("SELECT {COLUMNS} FROM {} WHERE pipeline = $1::text ORDER BY fecha, epoch", self.runs);
-        let rows = self.server.rows(&mut connection, sql, &[Value::Text(pipeline)]).await;
-        let rows = rows.map_err(|e| classify(format!("read the runs of {pipeline}"), e))?;
-        self.server.close(connection).await;
-        rows.iter().map(read_run).collect()
+    async fn metrics(&self, fecha: NaiveDate) -> Result<Vec<PipelineMetric>> {
+        let sql = format!(
+            "SELECT pipeline_name, asset, fecha::text AS fecha, run_id, {}, version FROM {} WHERE fecha = $1::text::date \
+             ORDER BY run_id COLLATE \"C\", asset COLLATE \"C\"",
+            COUNTS.join(", "),
+            self.metrics
+        );
+        let rows = self.read("read the metrics of the ledger", sql, &[Value::Text(&fecha.to_string())]).await?;
+        let read = |row: &PgRow| {
+            Ok(PipelineMetric {
+                pipeline_name: get(row, "pipeline_name")?,
+                asset: get(row, "asset")?,
+                fecha: day(row)?,
+                run_id: get(row, "run_id")?,
+                expected_rows: count(row, "expected_rows")?,
+                actual_rows: count(row, "actual_rows")?,
+                published: count(row, "published")?,
+                deduplicated: count(row, "deduplicated")?,
+                quarantined: count(row, "quarantined")?,
+                rejected: count(row, "rejected")?,
+                late: count(row, "late")?,
+                dead_lettered: count(row, "dead_lettered")?,
+                bytes: count(row, "bytes")?,
+                duration_ms: count(row, "duration_ms")?,
+                version: get(row, "version")?,
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+
+    async fn put_quality(&self, results: &[QualityResult]) -> Result<()> {
+        let key = |r: &QualityResult| (r.check.clone(), r.asset.clone(), r.fecha, r.checked_at.timestamp_micros());
+        let unique: BTreeMap<_, _> = results.iter().map(|r| (key(r), r)).collect();
+        let texts: Vec<_> = unique.values().map(|r| (r.fecha.to_string(), r.passed.to_string())).collect();
+        let rows: Vec<_> = unique.values().zip(&texts).collect();
+        let types =
+            ["text", "text", "text", "text::date", "text", "text::boolean", "text", "text", "bigint", "text::timestamptz"];
+        let times: Vec<String> = unique.values().map(|r| r.checked_at.to_rfc3339()).collect();
+        let rows: Vec<_> = rows.into_iter().zip(&times).collect();
+        for rows in rows.chunks(ROWS_PER_STATEMENT) {
+            let mut values = Vec::new();
+            for ((r, (fecha, passed)), checked_at) in rows {
+                let texts = [&r.check, &r.layer, &r.asset, fecha, r.severity.as_str(), passed, &r.observed, &r.expected];
+                values.extend(texts.map(Value::Text));
+                values.extend([Value::Integer(signed(r.failing_rows)), Value::Text(checked_at)]);
+            }
+            let sql = format!(
+                "INSERT INTO {} (\"check\", layer, asset, fecha, severity, passed, observed, expected, failing_rows, checked_at) \
+                 VALUES {} ON CONFLICT (\"check\", asset, fecha, checked_at) DO UPDATE SET layer = excluded.layer, \
+                 severity = excluded.severity, passed = excluded.passed, observed = excluded.observed, \
+                 expected = excluded.expected, failing_rows = excluded.failing_rows",
+                self.quality,
+                placeholders(rows.len(), &types)
+            );
+            self.change("keep quality results in the ledger", sql, &values).await?;
+        }
+        Ok(())
+    }
+
+    async fn quality(&self, fecha: NaiveDate) -> Result<Vec<QualityResult>> {
+        let sql = format!(
+            "SELECT \"check\", layer, asset, fecha::text AS fecha, severity, passed, observed, expected, failing_rows, \
+             (extract(epoch FROM checked_at) * 1000000)::bigint AS checked_us FROM {} WHERE fecha = $1::text::date \
+             ORDER BY checked_at, asset COLLATE \"C\", \"check\" COLLATE \"C\"",
+            self.quality
+        );
+        let rows = self.read("read the quality results of the ledger", sql, &[Value::Text(&fecha.to_string())]).await?;
+        let read = |row: &PgRow| {
+            Ok(QualityResult {
+                check: get(row, "check")?,
+                layer: get(row, "layer")?,
+                asset: get(row, "asset")?,
+                fecha: day(row)?,
+                severity: parse_severity(&get::<String>(row, "severity")?).ok_or_else(|| bad("severity"))?,
+                passed: get(row, "passed")?,
+                observed: get(row, "observed")?,
+                expected: get(row, "expected")?,
+                failing_rows: count(row, "failing_rows")?,
+                checked_at: some_time(row, "checked_us")?,
+            })
+        };
+        rows.iter().map(read).collect()
     }
 }

@@ -3,6 +3,7 @@
 
 mod contract;
 mod models;
+mod orchestrate;
 mod report;
 mod stream;
 mod telemetry;
@@ -52,6 +53,8 @@ const CDNOW: (&str, &str) = ("cdnow", include_str!("../../../contracts/odcs/cdno
   simulacro produce --data lake --date 1997-01-01
   simulacro stream --data lake --workers 3 --until-caught-up
   simulacro reconcile --data lake --date 1997-01-01
+  simulacro orchestrate --postgres postgres://lector@db.local/tienda --data lake --config orchestrate.toml
+  simulacro pause ecommerce_batch_daily --data lake --by ana --why 'stock-taking'
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 held by a contract, 4 somebody else is at work there, or batch and stream differ by
 more than 5 %"
@@ -98,6 +101,14 @@ enum Command {
     StreamStatus(stream::StatusArgs),
     /// Compares a day's revenue of the batch with the stream's, per region, with the cause of each difference
     Reconcile(stream::ReconcileArgs),
+    /// Runs the assets on their schedules: waits for sources, tries again, alerts, resumes after a crash
+    Orchestrate(orchestrate::OrchestrateArgs),
+    /// Prints who leads, and each asset's next schedule, pause, breaker and newest runs
+    Runs(orchestrate::RunsArgs),
+    /// Stops an asset for a while: its turns are skipped and recorded
+    Pause(orchestrate::PauseArgs),
+    /// Ends a pause
+    Resume(orchestrate::ResumeArgs),
 }
 
 #[derive(Subcommand)]
@@ -311,6 +322,10 @@ async fn run(command: Command) -> Result<u8, Failure> {
         Command::Stream(args) => stream::stream(args).await?,
         Command::StreamStatus(args) => stream::stream_status(args).await?,
         Command::Reconcile(args) => stream::reconcile(args).await?,
+        Command::Orchestrate(args) => orchestrate::orchestrate(args).await?,
+        Command::Runs(args) => orchestrate::runs(args).await?,
+        Command::Pause(args) => orchestrate::pause_asset(args).await?,
+        Command::Resume(args) => orchestrate::resume_asset(args).await?,
     }
     Ok(0)
 }

@@ -10,6 +10,7 @@ use std::{
     fmt,
     sync::Arc,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use arrow::record_batch::RecordBatch;
@@ -24,9 +25,11 @@ use object_store::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::contract::check::QualityResult;
 use crate::ports::{
-    AddColumns, Alert, Append, Column, Commit, DayWrite, Env, Lakehouse, Mark, Notifier, Optimize, PartitionRead, Ports, Query,
-    Restore, Result, Rewritten, Run, RunLedger, Scd2, TableSource, TableVersion, Upsert, Vacuum, Warehouse,
+    AddColumns, Alert, Append, Column, Commit, DayWrite, Env, Fact, Fence, Lakehouse, Lease, Mark, Notifier, Optimize,
+    PartitionRead, PipelineMetric, Ports, Query, Restore, Result, Rewritten, Run, RunLedger, RunStart, Scd2, TableSource,
+    TableVersion, Upsert, Vacuum, Warehouse,
 };
 
 /// One port call.
@@ -98,6 +101,16 @@ pub fn recorded(ports: Ports) -> Ports {
         metrics: ports.metrics,
         recorder,
     }
+}
+
+/// Puts the recording wrapper on a ledger.
+pub fn recorded_ledger(ledger: Arc<dyn RunLedger>, recorder: Recorder) -> Arc<dyn RunLedger> {
+    Arc::new(Recorded { inner: ledger, recorder })
+}
+
+/// Puts the recording wrapper on a notifier.
+pub fn recorded_notifier(notifier: Arc<dyn Notifier>, recorder: Recorder) -> Arc<dyn Notifier> {
+    Arc::new(Recorded { inner: notifier, recorder })
 }
 
 #[derive(Debug)]
@@ -234,18 +247,71 @@ impl Warehouse for Recorded<dyn Warehouse> {
 
 #[async_trait]
 impl RunLedger for Recorded<dyn RunLedger> {
-    async fn begin(&self, pipeline: &str, fecha: NaiveDate, run_id: &str, floor: i64, now: DateTime<Utc>) -> Result<Run> {
-        let result = self.inner.begin(pipeline, fecha, run_id, floor, now).await;
+    async fn start(&self, start: &RunStart) -> Result<Run> {
+        let result = self.inner.start(start).await;
         let epoch = result.as_ref().ok().map(|r| r.epoch);
-        self.recorder.port("ledger", "begin", json!({ "pipeline": pipeline, "fecha": fecha, "epoch": epoch }), result)
+        let refs = json!({ "pipeline": start.pipeline, "fecha": start.fecha, "epoch": epoch });
+        self.recorder.port("ledger", "begin", refs, result)
     }
     async fn finish(&self, run: &Run) -> Result<()> {
         let result = self.inner.finish(run).await;
-        self.recorder.port("ledger", "finish", json!({ "fecha": run.fecha, "epoch": run.epoch, "state": run.state }), result)
+        let refs = json!({ "pipeline": run.pipeline, "fecha": run.fecha, "epoch": run.epoch, "state": run.state });
+        self.recorder.port("ledger", "finish", refs, result)
+    }
+    async fn abandon(&self, run: &Run) -> Result<()> {
+        let result = self.inner.abandon(run).await;
+        let refs = json!({ "pipeline": run.pipeline, "fecha": run.fecha, "epoch": run.epoch });
+        self.recorder.port("ledger", "abandon", refs, result)
     }
     async fn runs(&self, pipeline: &str) -> Result<Vec<Run>> {
         let result = self.inner.runs(pipeline).await;
         self.recorder.port("ledger", "runs", json!({ "pipeline": pipeline }), result)
+    }
+    async fn runs_since(&self, pipeline: &str, from: NaiveDate) -> Result<Vec<Run>> {
+        let result = self.inner.runs_since(pipeline, from).await;
+        self.recorder.port("ledger", "runs_since", json!({ "pipeline": pipeline, "from": from }), result)
+    }
+    async fn acquire_lease(&self, name: &str, holder: &str, ttl: Duration, now: DateTime<Utc>) -> Result<Lease> {
+        let result = self.inner.acquire_lease(name, holder, ttl, now).await;
+        let token = result.as_ref().ok().map(|l| l.token);
+        self.recorder.port("ledger", "acquire_lease", json!({ "lease": name, "holder": holder, "token": token }), result)
+    }
+    async fn renew_lease(&self, lease: &Lease, ttl: Duration, now: DateTime<Utc>) -> Result<Lease> {
+        let result = self.inner.renew_lease(lease, ttl, now).await;
+        self.recorder.port("ledger", "renew_lease", json!({ "lease": lease.name, "token": lease.token }), result)
+    }
+    async fn release_lease(&self, lease: &Lease) -> Result<()> {
+        let result = self.inner.release_lease(lease).await;
+        self.recorder.port("ledger", "release_lease", json!({ "lease": lease.name, "token": lease.token }), result)
+    }
+    async fn lease(&self, name: &str) -> Result<Option<Lease>> {
+        let result = self.inner.lease(name).await;
+        self.recorder.port("ledger", "lease", json!({ "lease": name }), result)
+    }
+    async fn put_fact(&self, fact: &Fact, fence: Option<&Fence>) -> Result<()> {
+        let result = self.inner.put_fact(fact, fence).await;
+        self.recorder.port("ledger", "put_fact", json!({ "topic": fact.topic, "name": fact.name }), result)
+    }
+    async fn facts(&self, topic: &str) -> Result<Vec<Fact>> {
+        let result = self.inner.facts(topic).await;
+        self.recorder.port("ledger", "facts", json!({ "topic": topic }), result)
+    }
+    async fn put_metrics(&self, metrics: &[PipelineMetric]) -> Result<()> {
+        let result = self.inner.put_metrics(metrics).await;
+        self.recorder.port("ledger", "put_metrics", json!({ "rows": metrics.len() }), result)
+    }
+    async fn metrics(&self, fecha: NaiveDate) -> Result<Vec<PipelineMetric>> {
+        let result = self.inner.metrics(fecha).await;
+        self.recorder.port("ledger", "metrics", json!({ "fecha": fecha }), result)
+    }
+    async fn put_quality(&self, results: &[QualityResult]) -> Result<()> {
+        let result = self.inner.put_quality(results).await;
+        let failed = results.iter().filter(|r| !r.passed).count();
+        self.recorder.port("ledger", "put_quality", json!({ "rows": results.len(), "failed": failed }), result)
+    }
+    async fn quality(&self, fecha: NaiveDate) -> Result<Vec<QualityResult>> {
+        let result = self.inner.quality(fecha).await;
+        self.recorder.port("ledger", "quality", json!({ "fecha": fecha }), result)
     }
 }
 

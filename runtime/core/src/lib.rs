@@ -3,6 +3,7 @@
 //! Nothing in this crate opens a socket, a file, a thread or a process, and nothing reads a clock or entropy:
 //! all of that arrives through [`ports::Ports`]. The same code therefore runs in production and in the simulator.
 
+pub mod assets;
 pub mod avro;
 pub mod batch;
 pub mod contract;

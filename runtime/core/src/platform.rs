@@ -8,8 +8,8 @@ use crate::{
     batch::{self, DayError, DayReport, MART, STAGING},
     contract::Contract,
     history::recorded,
-    orchestrator::{Attempt, RetryPolicy, SourcePolicy, verify_sources},
-    ports::{Alert, Disposition, PortError, Ports, Run, RunState},
+    orchestrator::{Attempt, RetryPolicy, SourcePolicy, Telling, verify_sources},
+    ports::{Alert, BUSY, Disposition, Notifier, PortError, Ports, Run, RunState},
     streaming::{
         codec::{AvroClicks, AvroMetrics},
         config::StreamConfig,
@@ -78,7 +78,7 @@ impl Platform {
             let passing = match &result {
                 Ok((_, Err(DayError::Port { source, .. }))) | Err(DayError::Port { source, .. }) => {
                     // A pipeline that somebody else runs is no failure of ours.
-                    source.disposition != Disposition::Permanent && source.code.as_deref() != Some("BUSY")
+                    source.disposition != Disposition::Permanent && source.code.as_deref() != Some(BUSY)
                 }
                 Ok((_, Ok(_) | Err(DayError::Held { .. }))) | Err(DayError::Held { .. }) => false,
             };
@@ -89,7 +89,7 @@ impl Platform {
                 continue;
             }
             let (run, result) = result?;
-            self.tell(&run, source_failed, &result).await.map_err(|source| DayError::Port { fecha, source })?;
+            self.tell(&run, source_failed, &result).await;
             return Ok(DayOutcome { run, attempts, result });
         }
     }
@@ -114,6 +114,33 @@ impl Platform {
         RealtimeMetrics::open(config.clone(), ports, member, decoder, encoder).await
     }
 
+    /// The highest epoch that a table which a day writes has seen for it; 0 when there is none.
+    ///
+    /// # Errors
+    /// Those of the lakehouse.
+    pub async fn epoch_floor(&self, fecha: NaiveDate) -> Result<i64, PortError> {
+        let mut floor = 0;
+        for table in [batch::QUARANTINE, STAGING, MART] {
+            floor = floor.max(self.ports.lakehouse.last_epoch(table, fecha).await?.unwrap_or(0));
+        }
+        Ok(floor)
+    }
+
+    /// Does the work of a run that the ledger has begun: from a source that answers to the mart.
+    ///
+    /// # Errors
+    /// See [`batch::run_day`].
+    pub async fn attempt_day(&self, run: &Run) -> Result<DayReport, DayError> {
+        let version = env!("CARGO_PKG_VERSION");
+        let report = batch::run_day(&self.ports, &self.contract, run.fecha, run.epoch, version).await?;
+        let metrics: Vec<_> = report.tasks.iter().map(|task| task.metric(run, version)).collect();
+        // The day is published whether or not its numbers can be kept.
+        if let Err(e) = self.ports.ledger.put_metrics(&metrics).await {
+            warn!(fecha = %run.fecha, epoch = run.epoch, error = %e.chain(), "metrics of the run not kept");
+        }
+        Ok(report)
+    }
+
     /// One try of a day: one run in the ledger.
     async fn try_day(
         &self,
@@ -123,10 +150,7 @@ impl Platform {
         source_failed: &mut bool,
     ) -> Result<(Run, Result<DayReport, DayError>), DayError> {
         let at = |source| DayError::Port { fecha, source };
-        let floor = self.ports.lakehouse.last_epoch(batch::QUARANTINE, fecha).await.map_err(at)?;
-        let staged = self.ports.lakehouse.last_epoch(STAGING, fecha).await.map_err(at)?;
-        let published = self.ports.lakehouse.last_epoch(MART, fecha).await.map_err(at)?;
-        let floor = floor.max(staged).max(published).unwrap_or(0);
+        let floor = self.epoch_floor(fecha).await.map_err(at)?;
         let env = &self.ports.env;
         let mut run = self.ports.ledger.begin(PIPELINE, fecha, &env.new_id(), floor, env.now()).await.map_err(at)?;
         let config = &self.config;
@@ -135,7 +159,7 @@ impl Platform {
         *source_failed = source.is_err();
         let result = match source {
             Err(source) => Err(DayError::Port { fecha, source }),
-            Ok(()) => batch::run_day(&self.ports, &self.contract, fecha, run.epoch, env!("CARGO_PKG_VERSION")).await,
+            Ok(()) => self.attempt_day(&run).await,
         };
         run.finished_at = Some(env.now());
         run.state = match &result {
@@ -160,39 +184,37 @@ impl Platform {
         Ok((run, result))
     }
 
-    /// Raises the alert that the end of a run asks for, or resolves what an earlier run of the day raised.
+    /// Raises the alert that the end of a run asks for, or resolves what an earlier run of the day raised. An unreachable
+    /// pager fails no run: it is logged and counted.
     ///
     /// An absent source has had its alert while the run waited for it, so it gets no second one here.
-    async fn tell(&self, run: &Run, source_failed: bool, result: &Result<DayReport, DayError>) -> Result<(), PortError> {
+    async fn tell(&self, run: &Run, source_failed: bool, result: &Result<DayReport, DayError>) {
+        let notifier = Telling { notifier: self.ports.notifier.clone(), metrics: self.ports.metrics.clone() };
         let (held, failed) = (format!("day_held:{}", run.fecha), format!("run_failed:{}", run.fecha));
-        match result {
-            Ok(_) if run.epoch > 1 => {
-                self.ports.notifier.resolve(&held).await?;
-                self.ports.notifier.resolve(&failed).await
-            }
+        let told = match result {
+            Ok(_) if run.epoch > 1 => match notifier.resolve(&held).await {
+                Ok(()) => notifier.resolve(&failed).await,
+                error => error,
+            },
             Ok(_) => Ok(()),
             Err(error @ DayError::Held { .. }) => {
                 let alert = Alert { dedup_key: held, kind: "day_held".into(), priority: 1, summary: error.to_string() };
-                self.ports.notifier.raise(&alert).await
+                notifier.raise(&alert).await
             }
             Err(DayError::Port { .. }) if source_failed => Ok(()),
             Err(error @ DayError::Port { source, .. }) => {
                 let summary = format!("{error}: {}", source.chain());
                 let alert = Alert { dedup_key: failed, kind: "run_failed".into(), priority: 1, summary };
-                self.ports.notifier.raise(&alert).await
+                notifier.raise(&alert).await
             }
-        }
+        };
+        debug_assert!(told.is_ok(), "telling fails nobody");
     }
 
-    fn measure(&self, run: &Run, result: &Result<DayReport, DayError>) {
+    /// Counts and gauges of a run that has ended.
+    pub fn measure(&self, run: &Run, result: &Result<DayReport, DayError>) {
         let metrics = &self.ports.metrics;
-        let state = match run.state {
-            RunState::Running => "running",
-            RunState::Succeeded => "succeeded",
-            RunState::Failed => "failed",
-            RunState::Held => "held",
-        };
-        metrics.count("simulacro_batch_runs_total", &[("state", state)], 1);
+        metrics.count("simulacro_batch_runs_total", &[("state", run.state.as_str())], 1);
         if let Some(end) = run.finished_at {
             let seconds = (end - run.started_at).num_milliseconds() as f64 / 1_000.0;
             metrics.gauge("simulacro_batch_run_duration_seconds", &[], seconds);

@@ -43,7 +43,8 @@ use crate::{
     broker::{SimBroker, Tally},
     host::Host,
     interpose,
-    ports::{SimEnv, SimHistory, SimLedger, SimMetrics, SimNotifier, SimSource},
+    ledger::SimLedger,
+    ports::{SimEnv, SimHistory, SimMetrics, SimNotifier, SimSource},
     rng::Stream,
     scenario::Verdict,
     store::{DirectStore, ObjectService, PortStore},
@@ -310,7 +311,7 @@ fn elsewhere(broker: &Arc<SimBroker>, recorder: &Recorder) -> Ports {
         warehouse: Arc::new(DeltaWarehouse::new(lakehouse.clone())),
         lakehouse,
         ledger: Arc::new(SimLedger::new(host.clone())),
-        notifier: Arc::new(SimNotifier { env: clock, raised: Mutex::new(Vec::new()), host }),
+        notifier: Arc::new(SimNotifier { env: clock, raised: Mutex::default(), open: Mutex::default(), host }),
         metrics: Arc::new(SimMetrics::default()),
         recorder: recorder.clone(),
     }

@@ -2,6 +2,7 @@
 
 pub mod lakehouse;
 pub mod ledger;
+pub mod notifier;
 pub mod object_store;
 pub mod table_source;
 pub mod warehouse;

@@ -5,6 +5,7 @@
 
 mod hash;
 mod raw;
+mod tasks;
 mod transform;
 
 use std::collections::BTreeMap;
@@ -18,12 +19,14 @@ use serde::{Deserialize, Serialize};
 
 pub use hash::canonical_hash;
 pub use raw::{Manifest, ManifestFile, RawDay, RawLayout, arrow_schema, extract_raw};
+pub use tasks::TaskReport;
 
 use crate::{
     contract::Contract,
     ports::{Commit, DayWrite, Disposition, Input, PortError, Ports, Query, Result},
 };
 use raw::extract;
+use tasks::Tasks;
 use transform::{UTC, classification};
 
 /// How often an idempotent call is made before its error counts.
@@ -57,6 +60,9 @@ pub struct DayReport {
     pub raw_version: u64,
     /// Order-free hash of the raw day.
     pub raw_hash: String,
+    /// The tasks of the day, in their order.
+    #[serde(default)]
+    pub tasks: Vec<TaskReport>,
 }
 
 /// Why a day stopped before it was published. The previous version stays what it was.
@@ -100,6 +106,7 @@ pub async fn run_day(
     let at = |source| DayError::Port { fecha, source };
     let held = |gate, found: String, expected: String| DayError::Held { fecha, gate, found, expected };
 
+    let mut tasks = Tasks::begin(&*ports.env);
     let found = ports.tables.columns(&contract.table).await.map_err(at)?;
     let differences = contract.differences(&found);
     if !differences.is_empty() {
@@ -107,8 +114,12 @@ pub async fn run_day(
         return Err(held("schema_unchanged", list, format!("the columns of contract {}", contract.id)));
     }
 
+    tasks.end("verificar_fuentes", 0, 0, BTreeMap::new(), 0);
+    // The volume is judged before the first row is read, so the raw gate takes no time of its own.
     let raw = extract(ports, contract, fecha).await?;
     let rows = raw.manifest.rows;
+    tasks.end("extraer_ventas", rows, rows, BTreeMap::new(), raw.manifest.files.iter().map(|f| f.bytes).sum());
+    tasks.end("quality_gate_raw", rows, rows, BTreeMap::new(), 0);
     let inputs = vec![("ventas".to_owned(), Input::Parquet(raw.paths()))];
     let classified = classification(contract);
     let counts = Query {
@@ -196,6 +207,11 @@ pub async fn run_day(
     .await
     .map_err(at)?;
 
+    let published = report.fates.get("published").copied().unwrap_or(0);
+    let dropped = report.fates.iter().filter(|(fate, _)| *fate != "published").map(|(f, n)| (f.clone(), *n)).collect();
+    tasks.end("transformar", rows, published, dropped, 0);
+    // Judged before anything was written, from the same counts.
+    tasks.end("quality_gate_final", published, published, BTreeMap::new(), 0);
     write(
         ports,
         DayWrite {
@@ -229,10 +245,12 @@ pub async fn run_day(
     let batches = ports.lakehouse.query(&day).await.map_err(at)?;
     report.mart_rows = batches.iter().map(|b| b.num_rows() as u64).sum();
     again(|| ports.warehouse.load_day(WAREHOUSE, fecha, epoch, batches.clone())).await.map_err(at)?;
+    tasks.end("models", published, report.mart_rows, BTreeMap::new(), 0);
     for table in [QUARANTINE, STAGING, MART] {
         // A log that could not be looked after is as readable as before; the history has the error.
         let _ = ports.lakehouse.maintain(table).await;
     }
+    report.tasks = tasks.done();
     Ok(report)
 }
 

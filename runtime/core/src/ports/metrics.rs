@@ -14,13 +14,19 @@ pub trait Metrics: fmt::Debug + Send + Sync {
 }
 
 /// Every metric of the platform: name, kind and help text. An exporter describes these and no others.
-pub const ALL: [(&str, Kind, &str); 12] = [
+pub const ALL: [(&str, Kind, &str); 18] = [
     ("simulacro_batch_runs_total", Kind::Counter, "Runs of the daily pipeline that ended, by state"),
     ("simulacro_batch_rows_total", Kind::Counter, "Source rows of published days, by fate"),
     ("simulacro_batch_run_duration_seconds", Kind::Gauge, "Duration of the last run of the daily pipeline"),
     ("simulacro_batch_revenue_cents", Kind::Gauge, "Net revenue of the day published last, in cents"),
     ("simulacro_batch_raw_bytes", Kind::Gauge, "Size of the raw objects of the day published last"),
     ("simulacro_batch_last_success_timestamp_seconds", Kind::Gauge, "When a day was last published, in seconds since 1970"),
+    ("simulacro_runs_total", Kind::Counter, "Runs that the orchestrator ended, by asset and state"),
+    ("simulacro_sla_missed_total", Kind::Counter, "Turns that were not published at the moment of their SLA, by asset"),
+    ("simulacro_breaker_open", Kind::Gauge, "Whether the circuit breaker of an asset is open: 1 open, 0 closed"),
+    ("simulacro_orchestrator_leading", Kind::Gauge, "Whether this process holds the orchestrator's lease: 1 or 0"),
+    ("simulacro_alerts_total", Kind::Counter, "Calls to notifiers, by outcome: delivered, failed (tried again), lost (given up)"),
+    ("simulacro_alerts_waiting", Kind::Gauge, "Alerts that are not delivered yet"),
     ("simulacro_stream_events_total", Kind::Counter, "Events of committed transactions, by fate"),
     ("simulacro_stream_rows_total", Kind::Counter, "Rows of windows written, by kind of window"),
     ("simulacro_stream_commits_total", Kind::Counter, "Transactions of the realtime job, by outcome"),

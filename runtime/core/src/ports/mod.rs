@@ -21,7 +21,7 @@ pub use lakehouse::{
     Absent, AddColumns, Append, Commit, DayWrite, Effective, Input, Lakehouse, Mark, Optimize, Period, Query, Restore, Rewritten,
     Scd2, TableVersion, Upsert, VACUUM_HOURS_MIN, Vacuum,
 };
-pub use ledger::{Run, RunLedger, RunState};
+pub use ledger::{BUSY, FENCED, Fact, Fence, Lease, PipelineMetric, Run, RunLedger, RunStart, RunState};
 pub use metrics::Metrics;
 pub use notifier::{Alert, Notifier};
 pub use schema_registry::{Compatibility, RegisteredSchema, SchemaRegistry, Verdict};

@@ -71,6 +71,8 @@ mod tests {
             epoch: 1,
             run_id: "r".into(),
             state,
+            fence: None,
+            scheduled_at: None,
             started_at: finished_at,
             finished_at: Some(finished_at),
             report: serde_json::to_value(report).expect("JSON"),

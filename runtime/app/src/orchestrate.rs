@@ -1,0 +1,279 @@
+//! `orchestrate`, `runs`, `pause` and `resume`: the assets on their schedules, how they stand, and a person's word in it.
+
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+use serde::Deserialize;
+use simulacro_adapters::{
+    AlertRouter, AlertSettings, CsvSource, KafkaConfig, KafkaLog, PostgresLedger, PostgresServer, PostgresSource,
+    PrometheusMetrics, SqliteLedger, SystemEnv, connect_folder,
+};
+use simulacro_core::{
+    assets::{self, DailyBatch, LakeMaintenance, StreamingMonitor},
+    orchestrator::{
+        Asset, AssetSettings, LoopConfig, Orchestrator, OrchestratorPorts, Plan, Status, Work, pause, resume, settled,
+    },
+    platform::Platform,
+    ports::{Env, RunLedger, TableSource},
+    streaming::config::StreamConfig,
+};
+
+use crate::{Failure, default_config, load_contract, postgres_config, read, telemetry};
+
+/// Records of clicks that may wait before the monitor says so; an incident is one of 10,000.
+const LAG_RECORDS_MAX: i64 = 5_000;
+/// The objective of streaming freshness, in milliseconds.
+const LAG_MS_MAX: i64 = 120_000;
+
+/// Where runs, leases and pauses are.
+#[derive(Args, Debug, Clone)]
+pub struct LedgerArgs {
+    /// Folder for lake, ledger and history
+    #[arg(long)]
+    data: PathBuf,
+    /// A PostgreSQL server as ledger, for orchestrators on several machines; without it the one in the folder
+    #[arg(long)]
+    ledger: Option<String>,
+    /// Schema of the ledger in PostgreSQL
+    #[arg(long, default_value = "simulacro")]
+    ledger_schema: String,
+    /// TOML with any of [orchestrator], [assets.NAME] and [alerts]
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct OrchestrateArgs {
+    #[command(flatten)]
+    place: LedgerArgs,
+    /// Folder with ventas.csv
+    #[arg(long, required_unless_present = "postgres", conflicts_with = "postgres")]
+    source: Option<PathBuf>,
+    /// A PostgreSQL server as source, for example postgres://lector@db.local:5432/tienda
+    #[arg(long)]
+    postgres: Option<String>,
+    /// Schema of the source table in PostgreSQL
+    #[arg(long, default_value = "public")]
+    schema: String,
+    /// Connections that read one day from PostgreSQL
+    #[arg(long, default_value = "2")]
+    connections: NonZeroUsize,
+    /// A contract that ships with the program (cdnow, ventas) or a file
+    #[arg(long, default_value = "ventas")]
+    contract: String,
+    /// Addresses of Kafka brokers, whose streaming job is then watched
+    #[arg(long)]
+    kafka: Option<String>,
+    /// Address of the metrics endpoint
+    #[arg(long)]
+    metrics: Option<SocketAddr>,
+    /// Stop after so many seconds
+    #[arg(long)]
+    stop_after: Option<u64>,
+}
+
+#[derive(Args)]
+pub struct RunsArgs {
+    #[command(flatten)]
+    place: LedgerArgs,
+    /// Only this asset
+    #[arg(long)]
+    asset: Option<String>,
+    /// Runs that are shown of each asset, the newest first
+    #[arg(long, default_value_t = 5)]
+    last: usize,
+}
+
+#[derive(Args)]
+pub struct PauseArgs {
+    /// The asset, for example ecommerce_batch_daily
+    asset: String,
+    #[command(flatten)]
+    place: LedgerArgs,
+    /// Who pauses it
+    #[arg(long)]
+    by: String,
+    /// Why
+    #[arg(long)]
+    why: String,
+}
+
+#[derive(Args)]
+pub struct ResumeArgs {
+    /// The asset
+    asset: String,
+    #[command(flatten)]
+    place: LedgerArgs,
+}
+
+/// The file of `--config`. A key that is not known is an error that names it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    orchestrator: LoopConfig,
+    assets: BTreeMap<String, AssetSettings>,
+    alerts: AlertSettings,
+}
+
+impl LedgerArgs {
+    fn file(&self) -> Result<File, Failure> {
+        match &self.config {
+            None => Ok(File::default()),
+            Some(path) => toml::from_str(&read(path)?).map_err(|e| format!("config {}: {e}", path.display()).into()),
+        }
+    }
+
+    async fn postgres(&self) -> Result<Option<Arc<dyn RunLedger>>, Failure> {
+        let Some(url) = &self.ledger else { return Ok(None) };
+        Ok(Some(Arc::new(PostgresLedger::open(PostgresServer::parse(url, &self.ledger_schema)?).await?)))
+    }
+
+    /// The ledger of commands that look or say a word: it must be there.
+    async fn open(&self) -> Result<Arc<dyn RunLedger>, Failure> {
+        if let Some(ledger) = self.postgres().await? {
+            return Ok(ledger);
+        }
+        let path = self.data.join("ledger.db");
+        if !path.exists() {
+            return Err(format!("open {}: found no ledger.db, expected the data folder of a run", self.data.display()).into());
+        }
+        Ok(Arc::new(SqliteLedger::open(&path).await?))
+    }
+}
+
+/// An asset that ships, by its name.
+fn known(name: &str) -> Result<Asset, Failure> {
+    let all = assets::all()?;
+    let names = all.iter().map(|a| a.name.clone()).collect::<Vec<_>>().join(", ");
+    let found = all.into_iter().find(|a| a.name == name);
+    found.ok_or_else(|| format!("asset {name} is not known; there are {names}").into())
+}
+
+fn now() -> DateTime<Utc> {
+    SystemEnv::default().now()
+}
+
+/// Done when somebody asks the process to stop.
+async fn asked_to_stop(after: Option<Duration>) {
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let interrupt = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let over = async {
+        match after {
+            Some(after) => tokio::time::sleep(after).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! { biased; () = interrupt => {}, () = terminate => {}, () = over => {} }
+}
+
+/// Runs the assets on their schedules until it is asked to stop. Of several such processes over one ledger, one runs them
+/// and the others stand by.
+pub async fn orchestrate(args: OrchestrateArgs) -> Result<(), Failure> {
+    // Everything that can be wrong in the arguments is read before anything is written.
+    let file = args.place.file()?;
+    file.orchestrator.check()?;
+    let mut run = vec![assets::ecommerce_batch_daily()?, assets::lake_maintenance()?];
+    if args.kafka.is_some() {
+        run.push(assets::ecommerce_streaming_monitor()?);
+    }
+    settled(run, &file.assets)?;
+    let contract = load_contract(&args.contract)?;
+    let tables: Arc<dyn TableSource> = match (&args.postgres, &args.source) {
+        (Some(url), _) => {
+            Arc::new(PostgresSource::new(PostgresServer::parse(url, &args.schema)?, postgres_config(args.connections)))
+        }
+        (None, Some(folder)) => Arc::new(CsvSource::open(folder)?),
+        (None, None) => return Err("source: found neither --source nor --postgres, expected one of them".into()),
+    };
+    let env: Arc<dyn Env> = Arc::new(SystemEnv::default());
+    let router = AlertRouter::new(&file.alerts, env.clone(), |name| std::env::var(name).ok())?;
+    let metrics = Arc::new(PrometheusMetrics::default());
+    let mut ports = connect_folder(tables, &args.place.data, metrics.clone()).await?;
+    if let Some(ledger) = args.place.postgres().await? {
+        ports.ledger = ledger;
+    }
+    ports.notifier = Arc::new(router);
+    let platform = Arc::new(Platform::new(default_config(), contract, ports));
+
+    let mut works: Vec<(Asset, Arc<dyn Work>)> = vec![
+        (assets::ecommerce_batch_daily()?, Arc::new(DailyBatch { platform: platform.clone() })),
+        (assets::lake_maintenance()?, Arc::new(LakeMaintenance { platform: platform.clone() })),
+    ];
+    if let Some(brokers) = &args.kafka {
+        let monitor = StreamingMonitor {
+            env: env.clone(),
+            log: Arc::new(KafkaLog::new(KafkaConfig::new(brokers))?),
+            config: StreamConfig::specification(),
+            lag_records_max: LAG_RECORDS_MAX,
+            lag_ms_max: LAG_MS_MAX,
+        };
+        works.push((assets::ecommerce_streaming_monitor()?, Arc::new(monitor)));
+    }
+    let plan = Plan::new(file.orchestrator, works, &file.assets)?;
+    if let Some(address) = args.metrics {
+        let bound =
+            telemetry::serve_metrics(address, metrics).await.map_err(|e| format!("listen on {address} for metrics: {e}"))?;
+        eprintln!("metrics: http://{bound}/metrics");
+    }
+    let ports = &platform.ports;
+    let ports = OrchestratorPorts {
+        env: ports.env.clone(),
+        ledger: ports.ledger.clone(),
+        notifier: ports.notifier.clone(),
+        metrics: ports.metrics.clone(),
+        recorder: ports.recorder.clone(),
+    };
+    let machine = std::env::var("HOSTNAME").unwrap_or_else(|_| "this machine".into());
+    let holder = format!("process {} on {machine} ({})", std::process::id(), env.new_id());
+    for (asset, _) in &plan.assets {
+        let next = asset.schedule.next(env.now()).map_or_else(|| "never".into(), |t| t.to_string());
+        eprintln!("{:<30} {:<14} next {next}", asset.name, asset.schedule.to_string());
+    }
+    Orchestrator { plan, ports, holder }.run(asked_to_stop(args.stop_after.map(Duration::from_secs))).await?;
+    Ok(())
+}
+
+/// Prints who leads, and for each asset its next schedule, pause, breaker and newest runs.
+pub async fn runs(args: RunsArgs) -> Result<(), Failure> {
+    let file = args.place.file()?;
+    let all = settled(assets::all()?, &file.assets)?;
+    if let Some(name) = &args.asset {
+        known(name)?;
+    }
+    let ledger = args.place.open().await?;
+    let wanted = |a: &&Asset| args.asset.as_ref().is_none_or(|name| *name == a.name);
+    let chosen: Vec<&Asset> = all.iter().filter(wanted).collect();
+    print!("{}", Status::read(&*ledger, &chosen, args.last, now()).await?);
+    Ok(())
+}
+
+/// Stops an asset from its next try on.
+pub async fn pause_asset(args: PauseArgs) -> Result<(), Failure> {
+    let asset = known(&args.asset)?;
+    let ledger = args.place.open().await?;
+    pause(&*ledger, &asset.name, &args.by, &args.why, now()).await?;
+    println!("{} is paused; its turns are skipped and recorded until it is resumed", asset.name);
+    Ok(())
+}
+
+/// Lets an asset run again from its next schedule on.
+pub async fn resume_asset(args: ResumeArgs) -> Result<(), Failure> {
+    let asset = known(&args.asset)?;
+    let ledger = args.place.open().await?;
+    let next = asset.schedule.next(now()).map_or_else(|| "never".into(), |t| t.to_string());
+    match resume(&*ledger, &asset.name, now()).await? {
+        Some(p) => println!("{} runs again, next {next}; {} had paused it at {}: {}", asset.name, p.by, p.since, p.why),
+        None => println!("{} was not paused, next {next}", asset.name),
+    }
+    Ok(())
+}

@@ -1,0 +1,278 @@
+//! The assets of the platform: what the orchestrator is given, with the schedules and limits of the specification.
+//!
+//! Here, and nowhere in the orchestrator, is what an asset does. What this leaves out: assets with nothing to run yet.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::NaiveDate;
+use serde_json::json;
+
+use crate::{
+    batch::{DayError, MART, QUARANTINE, STAGING},
+    contract::{Severity, check::QualityResult},
+    orchestrator::{
+        Asset, BreakerPolicy, Job, PlanError, RetryPolicy, Schedule, Slot, SourcePolicy, Work, WorkError, source_checks,
+    },
+    platform::{PIPELINE, Platform},
+    ports::{Env, Result, RunState, event_log::EventLog},
+    streaming::{config::StreamConfig, status::JobStatus},
+};
+
+/// Name of the dimensions' asset.
+pub const DIMENSIONS: &str = "api_dimensiones";
+/// Name of the weekly maintenance.
+pub const MAINTENANCE: &str = "lake_maintenance";
+/// Name of the stream's monitor.
+pub const MONITOR: &str = "ecommerce_streaming_monitor";
+
+/// Who answers for the platform's assets, unless a configuration says otherwise.
+const OWNER: &str = "data-platform";
+/// Waits of six minutes between trials of a breaker.
+const BREAKER: BreakerPolicy = BreakerPolicy { open_s: 360, trials: 5 };
+
+/// `ecommerce_batch_daily`: at 03:00 UTC for the day before, done by 06:00, three retries from five minutes on.
+///
+/// # Errors
+/// None that a test does not exclude.
+pub fn ecommerce_batch_daily() -> Result<Asset, PlanError> {
+    Ok(Asset {
+        name: PIPELINE.into(),
+        owner: OWNER.into(),
+        depends_on: Vec::new(),
+        schedule: Schedule::parse("0 3 * * *")?,
+        lag_days: 1,
+        source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 9_000 },
+        alert_after_s: 900,
+        timeout_s: 3_600,
+        retry: RetryPolicy { retries: 3, backoff_s: 300, deadline_s: 9_000 },
+        breaker: BREAKER,
+        sla_s: Some(10_800),
+        priority: 1,
+    })
+}
+
+/// `api_dimensiones`: every six hours, for now.
+///
+/// # Errors
+/// None that a test does not exclude.
+pub fn api_dimensiones() -> Result<Asset, PlanError> {
+    Ok(Asset {
+        name: DIMENSIONS.into(),
+        owner: OWNER.into(),
+        depends_on: Vec::new(),
+        schedule: Schedule::parse("0 */6 * * *")?,
+        lag_days: 0,
+        source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 7_200 },
+        alert_after_s: 900,
+        timeout_s: 1_800,
+        retry: RetryPolicy { retries: 3, backoff_s: 300, deadline_s: 9_000 },
+        breaker: BREAKER,
+        sla_s: None,
+        // Facts are published with dimensions of up to a day ago.
+        priority: 2,
+    })
+}
+
+/// `lake_maintenance`: on Sundays at 04:30 UTC, after the daily run.
+///
+/// # Errors
+/// None that a test does not exclude.
+pub fn lake_maintenance() -> Result<Asset, PlanError> {
+    Ok(Asset {
+        name: MAINTENANCE.into(),
+        schedule: Schedule::parse("30 4 * * 0")?,
+        timeout_s: 7_200,
+        retry: RetryPolicy { retries: 3, backoff_s: 600, deadline_s: 43_200 },
+        priority: 3,
+        ..api_dimensiones()?
+    })
+}
+
+/// `ecommerce_streaming_monitor`: every five minutes, one look each.
+///
+/// # Errors
+/// None that a test does not exclude.
+pub fn ecommerce_streaming_monitor() -> Result<Asset, PlanError> {
+    Ok(Asset {
+        name: MONITOR.into(),
+        schedule: Schedule::parse("*/5 * * * *")?,
+        source_policy: SourcePolicy::Wait { every_s: 30, deadline_s: 120 },
+        alert_after_s: 60,
+        timeout_s: 120,
+        retry: RetryPolicy { retries: 1, backoff_s: 30, deadline_s: 240 },
+        breaker: BreakerPolicy { open_s: 60, trials: 0 },
+        priority: 1,
+        ..api_dimensiones()?
+    })
+}
+
+/// The daily batch: the checks before it, and the day.
+#[derive(Debug)]
+pub struct DailyBatch {
+    /// The platform whose day it is.
+    pub platform: Arc<Platform>,
+}
+
+#[async_trait]
+impl Work for DailyBatch {
+    async fn ready(&self) -> Result<()> {
+        self.platform.ports.tables.ping().await
+    }
+    async fn checks(&self, slot: Slot) -> Vec<QualityResult> {
+        let Platform { contract, ports, .. } = &*self.platform;
+        source_checks(&*ports.tables, contract, slot.fecha, || ports.env.now()).await
+    }
+    async fn floor(&self, fecha: NaiveDate) -> Result<i64> {
+        self.platform.epoch_floor(fecha).await
+    }
+    async fn run(&self, job: &Job) -> Result<serde_json::Value, WorkError> {
+        let result = self.platform.attempt_day(&job.run).await;
+        let mut run = job.run.clone();
+        run.finished_at = Some(self.platform.ports.env.now());
+        run.state = match &result {
+            Ok(_) => RunState::Succeeded,
+            Err(DayError::Held { .. }) => RunState::Held,
+            Err(DayError::Port { .. }) => RunState::Failed,
+        };
+        self.platform.measure(&run, &result);
+        match result {
+            Ok(report) => Ok(serde_json::to_value(report).unwrap_or_default()),
+            Err(DayError::Held { gate, found, expected, .. }) => {
+                Err(WorkError::Held { gate: gate.into(), text: format!("found {found}, expected {expected}") })
+            }
+            Err(DayError::Port { source, .. }) => Err(WorkError::Port(source)),
+        }
+    }
+}
+
+/// Looks after the logs of the lake's tables.
+#[derive(Debug)]
+pub struct LakeMaintenance {
+    /// The platform whose lake it is.
+    pub platform: Arc<Platform>,
+}
+
+#[async_trait]
+impl Work for LakeMaintenance {
+    async fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+    async fn checks(&self, _slot: Slot) -> Vec<QualityResult> {
+        Vec::new()
+    }
+    async fn floor(&self, _fecha: NaiveDate) -> Result<i64> {
+        Ok(0)
+    }
+    async fn run(&self, _job: &Job) -> Result<serde_json::Value, WorkError> {
+        let mut done = Vec::new();
+        for table in [QUARANTINE, STAGING, MART] {
+            self.platform.ports.lakehouse.maintain(table).await.map_err(WorkError::Port)?;
+            done.push(table);
+        }
+        Ok(json!({ "tables": done }))
+    }
+}
+
+/// Looks at the streaming job from outside: how much waits, and for how long. A lag above its limit is a check that fails.
+#[derive(Debug)]
+pub struct StreamingMonitor {
+    /// Clock.
+    pub env: Arc<dyn Env>,
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// The job.
+    pub config: StreamConfig,
+    /// Most records that may wait.
+    pub lag_records_max: i64,
+    /// Longest time that the oldest of them may have waited, in milliseconds.
+    pub lag_ms_max: i64,
+}
+
+impl StreamingMonitor {
+    async fn read(&self) -> Result<(JobStatus, i64)> {
+        let status = JobStatus::read(&self.config, &*self.log).await?;
+        let lag_ms = status.lag_ms(self.env.now().timestamp_millis());
+        Ok((status, lag_ms))
+    }
+}
+
+#[async_trait]
+impl Work for StreamingMonitor {
+    async fn ready(&self) -> Result<()> {
+        self.log.offsets(&self.config.topics.clicks).await.map(|_| ())
+    }
+    async fn checks(&self, slot: Slot) -> Vec<QualityResult> {
+        let lag = self.read().await;
+        let (passed, observed) = match &lag {
+            Ok((status, ms)) => {
+                let records = status.lag_records();
+                let passed = records <= self.lag_records_max && *ms <= self.lag_ms_max;
+                (passed, format!("{records} records, the oldest for {ms} ms"))
+            }
+            Err(e) => (false, format!("not known: {}", e.chain())),
+        };
+        vec![QualityResult {
+            check: "streaming_lag".into(),
+            layer: "stream".into(),
+            asset: self.config.topics.clicks.clone(),
+            fecha: slot.fecha,
+            severity: Severity::Error,
+            passed,
+            observed,
+            expected: format!("at most {} records for at most {} ms", self.lag_records_max, self.lag_ms_max),
+            failing_rows: 0,
+            checked_at: self.env.now(),
+        }]
+    }
+    async fn floor(&self, _fecha: NaiveDate) -> Result<i64> {
+        Ok(0)
+    }
+    async fn run(&self, _job: &Job) -> Result<serde_json::Value, WorkError> {
+        let (status, lag_ms) = self.read().await.map_err(WorkError::Port)?;
+        let (records, watermark_ms) = (status.lag_records(), status.watermark_ms());
+        Ok(json!({ "lag_records": records, "lag_ms": lag_ms, "watermark_ms": watermark_ms }))
+    }
+}
+
+/// Everything that ships, in order of name. Those with work behind them are an orchestrator's plan.
+///
+/// # Errors
+/// None that a test does not exclude.
+pub fn all() -> Result<Vec<Asset>, PlanError> {
+    Ok(vec![api_dimensiones()?, ecommerce_batch_daily()?, ecommerce_streaming_monitor()?, lake_maintenance()?])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::orchestrator::{LoopConfig, Plan};
+
+    #[test]
+    fn the_assets_that_ship_are_a_plan() {
+        #[derive(Debug)]
+        struct Idle;
+        #[async_trait]
+        impl Work for Idle {
+            async fn ready(&self) -> Result<()> {
+                Ok(())
+            }
+            async fn checks(&self, _slot: Slot) -> Vec<QualityResult> {
+                Vec::new()
+            }
+            async fn floor(&self, _fecha: NaiveDate) -> Result<i64> {
+                Ok(0)
+            }
+            async fn run(&self, _job: &Job) -> Result<serde_json::Value, WorkError> {
+                Ok(serde_json::Value::Null)
+            }
+        }
+        let assets = all().expect("the schedules are some").into_iter().map(|a| (a, Arc::new(Idle) as Arc<dyn Work>)).collect();
+        let plan = Plan::new(LoopConfig::default(), assets, &BTreeMap::new()).expect("a plan");
+        let daily = plan.asset(PIPELINE).expect("the daily batch");
+        assert_eq!((daily.schedule.to_string().as_str(), daily.sla_s, daily.lag_days), ("0 3 * * *", Some(3 * 3_600), 1));
+        assert_eq!((daily.retry.retries, daily.retry.backoff_s), (3, 300));
+    }
+}
