@@ -11,4 +11,5 @@ pub mod models;
 pub mod orchestrator;
 pub mod platform;
 pub mod ports;
+pub mod quality;
 pub mod streaming;
