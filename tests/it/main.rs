@@ -6,6 +6,7 @@ mod services;
 mod days;
 mod demo;
 
+mod backfill;
 mod bad_input;
 mod bad_world;
 mod commands;

@@ -8,6 +8,7 @@ use simulacro_adapters::{PrometheusMetrics, connect_folder};
 use simulacro_core::platform::Platform;
 
 use crate::{
+    backfill,
     options::{Failure, RunArgs, SourceArgs},
     report::{self, Day},
     telemetry::{self, Progress},
@@ -18,6 +19,9 @@ use crate::{
 pub enum BatchCommand {
     /// Runs one day, or all days that a source has; a day may be run again at any time
     Run(BatchRunArgs),
+    /// Runs the days of a range that need it, with a plan first
+    #[command(subcommand)]
+    Backfill(backfill::BackfillCommand),
 }
 
 #[derive(Args)]
@@ -83,5 +87,6 @@ async fn run_command(args: BatchRunArgs) -> Result<(), Failure> {
 pub async fn run(command: BatchCommand) -> Result<u8, Failure> {
     match command {
         BatchCommand::Run(args) => run_command(args).await.map(|()| 0),
+        BatchCommand::Backfill(command) => backfill::run(command).await,
     }
 }

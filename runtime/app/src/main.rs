@@ -1,6 +1,7 @@
 //! `simulacro`: the production binary.
 #![expect(clippy::disallowed_methods, reason = "the application owns files and the wall clock")]
 
+mod backfill;
 mod batch;
 mod contract;
 mod demo;
@@ -27,6 +28,8 @@ use options::{Failure, default_config, load_contract, read};
   simulacro batch run --source shop --data lake --date 1997-01-01
   simulacro batch run --source shop --data lake --contract my_ventas.yaml --metrics 127.0.0.1:9464
   simulacro batch run --postgres postgres://lector@db.local/tienda --data lake --contract ventas --date 2024-03-17
+  simulacro batch backfill plan --data lake --from 1997-01-01 --to 1997-01-31
+  simulacro batch backfill apply --source shop --data lake --from 1997-01-01 --to 1997-01-31
   simulacro status --data lake
   simulacro contract diff ventas my_ventas.yaml
   simulacro models explain metricas_producto --date 1997-01-01

@@ -4,6 +4,7 @@
 //! all of that arrives through [`ports::Ports`]. The same code therefore runs in production and in the simulator.
 
 pub mod avro;
+pub mod backfill;
 pub mod batch;
 pub mod contract;
 pub mod history;
