@@ -11,6 +11,8 @@ mod bad_input;
 mod bad_world;
 mod commands;
 mod kills;
+mod models;
+mod query;
 mod simulator;
 mod streaming;
 

@@ -7,6 +7,7 @@ mod contract;
 mod demo;
 mod models;
 mod options;
+mod query;
 mod report;
 mod status;
 mod stream;
@@ -31,6 +32,7 @@ use options::{Failure, default_config, load_contract, read};
   simulacro batch backfill plan --data lake --from 1997-01-01 --to 1997-01-31
   simulacro batch backfill apply --source shop --data lake --from 1997-01-01 --to 1997-01-31
   simulacro status --data lake
+  simulacro query --data lake \"SELECT * FROM marts.metricas_diarias ORDER BY fecha, region\"
   simulacro contract diff ventas my_ventas.yaml
   simulacro models explain metricas_producto --date 1997-01-01
   simulacro models test --data lake --date 1997-01-01
@@ -55,6 +57,8 @@ enum Command {
     Batch(batch::BatchCommand),
     /// Prints runs by state and the canonical hash of each table
     Status(status::StatusArgs),
+    /// Runs SQL over raw, staging, dimensions, marts and the warehouse, now or as of a time
+    Query(query::QueryArgs),
     /// Data contracts: list, compare, check
     #[command(subcommand)]
     Contract(contract::ContractCommand),
@@ -77,6 +81,7 @@ async fn run(command: Command) -> Result<u8, Failure> {
         Command::Demo(args) => demo::run(args).await?,
         Command::Batch(command) => return batch::run(command).await,
         Command::Status(args) => status::run(args).await?,
+        Command::Query(args) => query::run(args).await?,
         Command::Contract(command) => return contract::run(command).await,
         Command::Models(command) => return models::run(command).await,
         Command::Produce(args) => stream::produce(args).await?,
