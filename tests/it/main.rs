@@ -10,6 +10,7 @@ mod backfill;
 mod bad_input;
 mod bad_world;
 mod commands;
+mod doctor;
 mod kills;
 mod models;
 mod query;

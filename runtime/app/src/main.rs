@@ -5,6 +5,7 @@ mod backfill;
 mod batch;
 mod contract;
 mod demo;
+mod doctor;
 mod models;
 mod options;
 mod query;
@@ -33,6 +34,7 @@ use options::{Failure, default_config, load_contract, read};
   simulacro batch backfill apply --source shop --data lake --from 1997-01-01 --to 1997-01-31
   simulacro status --data lake
   simulacro query --data lake \"SELECT * FROM marts.metricas_diarias ORDER BY fecha, region\"
+  simulacro doctor --data lake --source shop
   simulacro contract diff ventas my_ventas.yaml
   simulacro models explain metricas_producto --date 1997-01-01
   simulacro models test --data lake --date 1997-01-01
@@ -59,6 +61,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Runs SQL over raw, staging, dimensions, marts and the warehouse, now or as of a time
     Query(query::QueryArgs),
+    /// Checks every service that is configured, and says what is wrong and what to do
+    Doctor(doctor::DoctorArgs),
     /// Data contracts: list, compare, check
     #[command(subcommand)]
     Contract(contract::ContractCommand),
@@ -82,6 +86,7 @@ async fn run(command: Command) -> Result<u8, Failure> {
         Command::Batch(command) => return batch::run(command).await,
         Command::Status(args) => status::run(args).await?,
         Command::Query(args) => query::run(args).await?,
+        Command::Doctor(args) => return doctor::run(args).await,
         Command::Contract(command) => return contract::run(command).await,
         Command::Models(command) => return models::run(command).await,
         Command::Produce(args) => stream::produce(args).await?,
