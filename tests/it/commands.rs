@@ -67,3 +67,32 @@ fn models_are_listed_explained_and_drawn() {
     assert_eq!(code, Some(1));
     assert!(said.contains("expected one of") && said.contains("metricas_producto"), "{said}");
 }
+
+#[test]
+fn a_source_is_checked_for_the_day_that_is_asked_for() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    // The second day has a region that no list has, and no third day.
+    let folder = source(dir.path(), |text| {
+        let mut spoiled = false;
+        let line = |l: &str| {
+            if !spoiled && l.ends_with("1997-01-02") {
+                spoiled = true;
+                let mut fields: Vec<&str> = l.split(',').collect();
+                fields[5] = "luna";
+                return fields.join(",") + "\n";
+            }
+            format!("{l}\n")
+        };
+        text.lines().filter(|l| !l.ends_with("1997-01-03")).take(900).map(line).collect()
+    });
+    let check = |day: &str| run(&["contract", "check", "--source", folder.to_str().expect("a path"), "--date", day]);
+    let (code, said) = check("1997-01-01");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.starts_with("1 checks"), "rows are judged: {said}");
+    let (code, said) = check("1997-01-02");
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("ventas.region.accepted_values") && said.contains("found 1 rows, expected 0 rows"), "{said}");
+    let (code, said) = check("1997-01-03");
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("ventas.volume") && said.contains("found 0 rows, expected 1 to 10000 rows"), "{said}");
+}

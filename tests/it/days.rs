@@ -70,7 +70,7 @@ async fn the_warehouse_shows_what_the_mart_shows() {
     let sql = format!("SELECT CAST(sum(revenue_neto) * 100 AS BIGINT), count(*) FROM {WAREHOUSE}");
     let batches = platform.ports.warehouse.query(&sql, &[WAREHOUSE]).await.expect("the warehouse answers");
     let value = |column: usize| batches[0].column(column).as_primitive::<Int64Type>().value(0);
-    assert_eq!((value(0), value(1) as u64), (report.revenue_cents, report.mart_rows));
+    assert_eq!((value(0), value(1) as u64), (report.revenue_cents, report.published.mart_rows));
 }
 
 #[tokio::test(flavor = "multi_thread")]

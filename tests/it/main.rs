@@ -6,12 +6,16 @@ mod services;
 mod days;
 mod demo;
 
+mod backfill;
 mod bad_input;
 mod bad_world;
 mod commands;
+mod doctor;
 mod kills;
+mod models;
 mod orchestrated;
 mod orchestrator;
+mod query;
 mod simulator;
 mod streaming;
 

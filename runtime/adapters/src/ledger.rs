@@ -53,6 +53,7 @@ pub struct SqliteLedger {
     path: PathBuf,
     /// Locks by pipeline, with the day and epoch of the run that each was taken for once that is known.
     held: Mutex<BTreeMap<String, Held>>,
+    only_reads: bool,
 }
 
 #[derive(Debug)]
@@ -108,10 +109,28 @@ impl SqliteLedger {
             }
         }
         tx.commit().await.map_err(cannot())?;
-        Ok(Self { pool, path: path.to_owned(), held: Mutex::new(BTreeMap::new()) })
+        Ok(Self { pool, path: path.to_owned(), held: Mutex::new(BTreeMap::new()), only_reads: false })
+    }
+
+    /// Opens a database that is there, to read it; beginning a run is then refused.
+    ///
+    /// # Errors
+    /// When there is no such file, or it is no ledger.
+    pub async fn open_existing(path: &Path) -> Result<Self> {
+        // Not the read-only mode of the file: what a killed process left half done must be undone before it can be read.
+        let options = SqliteConnectOptions::new().filename(path).create_if_missing(false).pragma("query_only", "1");
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options)
+            .await
+            .map_err(|e| PortError::permanent(format!("open ledger {}", path.display())).because(e))?;
+        Ok(Self { pool, path: path.to_owned(), held: Mutex::new(BTreeMap::new()), only_reads: true })
     }
 
     fn hold(&self, pipeline: &str) -> Result<()> {
+        if self.only_reads {
+            return Err(PortError::permanent(format!("begin a run of {pipeline}: this command only reads the ledger")));
+        }
         let mut held = self.held.lock().map_err(|_| PortError::permanent("the ledger's lock is poisoned"))?;
         if held.contains_key(pipeline) {
             return Err(busy(pipeline, "this process"));

@@ -17,6 +17,7 @@ mod postgres_ledger;
 mod postgres_source;
 mod postgres_warehouse;
 mod postgres_wire;
+mod read_only;
 mod registry_embedded;
 mod registry_http;
 mod system;
@@ -34,6 +35,7 @@ pub use postgres::{PostgresServer, disposition};
 pub use postgres_ledger::PostgresLedger;
 pub use postgres_source::{CopyReader, NaiveTimestamps, PostgresSource, PostgresSourceConfig};
 pub use postgres_warehouse::PostgresWarehouse;
+pub use read_only::{NoHistory, NoSource, ReadOnlyStore, open_lake};
 pub use registry_embedded::EmbeddedRegistry;
 pub use registry_http::{HttpRegistry, HttpRegistrySettings};
 pub use system::{FileHistory, LogNotifier, SystemEnv};
@@ -44,6 +46,7 @@ use object_store::{ObjectStore, local::LocalFileSystem};
 use simulacro_core::{
     history::{RecordedStore, Recorder},
     ports::{EventLog, Metrics, PortError, Ports, Result, RunLedger, SchemaRegistry, TableSource, Warehouse},
+    quality::Scratch,
 };
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
 
@@ -71,15 +74,20 @@ pub struct Services {
 /// # Errors
 /// `Permanent` when the history cannot be written.
 pub fn connect(services: Services, history: &Path) -> Result<Ports> {
-    let Services { tables, objects, log, registry, ledger, warehouse, metrics } = services;
     let env = Arc::new(SystemEnv::default());
     let recorder = Recorder::new(env.clone(), Arc::new(FileHistory::open(history)?));
+    Ok(assemble(services, env, recorder))
+}
+
+/// Puts the ports together.
+fn assemble(services: Services, env: Arc<SystemEnv>, recorder: Recorder) -> Ports {
+    let Services { tables, objects, log, registry, ledger, warehouse, metrics } = services;
     // delta-rs reaches the store below the lakehouse port, so its calls are recorded here.
     let below = Arc::new(RecordedStore { inner: objects.clone(), recorder: recorder.clone() });
     let lakehouse = Arc::new(DeltaLakehouse::new(below));
     let warehouse = warehouse.unwrap_or_else(|| Arc::new(DeltaWarehouse::new(lakehouse.clone())));
     let notifier = Arc::new(LogNotifier);
-    Ok(Ports { env, tables, objects, log, registry, warehouse, lakehouse, ledger, notifier, metrics, recorder })
+    Ports { env, tables, objects, log, registry, warehouse, lakehouse, ledger, notifier, metrics, recorder }
 }
 
 /// The event log and the registry of a data folder. Neither is opened before its first call, since the log belongs to one
@@ -112,4 +120,35 @@ pub async fn connect_folder(tables: Arc<dyn TableSource>, data: &Path, metrics: 
 pub async fn connect_embedded(source: &Path, data: &Path, metrics: Arc<dyn Metrics>) -> Result<Ports> {
     // The source is read first: when it is damaged, nothing is created.
     connect_folder(Arc::new(CsvSource::open(source)?), data, metrics).await
+}
+
+/// Connects to what a run left in a data folder, only to read it: nothing is created, appended or changed, and the history
+/// does not hear of it. The event log, which makes its folder when it is first called, is left as [`connect_folder`] has it.
+///
+/// # Errors
+/// `Permanent` with code `ENOENT`, naming the folder or the file that is not there.
+pub async fn connect_existing(data: &Path, metrics: Arc<dyn Metrics>) -> Result<Ports> {
+    let objects = open_lake(data)?;
+    let ledger = data.join("ledger.db");
+    if !ledger.is_file() {
+        let what = format!("open {}: found no ledger.db in it, expected the data folder of a run", data.display());
+        return Err(PortError::permanent(what).code("ENOENT"));
+    }
+    let ledger = Arc::new(SqliteLedger::open_existing(&ledger).await?);
+    let env = Arc::new(SystemEnv::default());
+    let recorder = Recorder::new(env.clone(), Arc::new(NoHistory));
+    let (log, registry) = embedded_events(data);
+    let services = Services { tables: Arc::new(NoSource), objects, log, registry, ledger, warehouse: None, metrics };
+    Ok(assemble(services, env, recorder))
+}
+
+/// An empty folder as the place where rows of a source are judged.
+///
+/// # Errors
+/// `Permanent` when there is no such folder.
+pub fn scratch(folder: &Path) -> Result<Scratch> {
+    let store = LocalFileSystem::new_with_prefix(folder)
+        .map_err(|e| PortError::permanent(format!("open folder {}", folder.display())).because(e))?;
+    let objects: Arc<dyn ObjectStore> = Arc::new(store);
+    Ok(Scratch { objects: objects.clone(), lakehouse: Arc::new(DeltaLakehouse::new(objects)) })
 }

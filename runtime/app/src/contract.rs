@@ -1,20 +1,21 @@
 //! `simulacro contract`: what a contract promises, whether a source or the lake keeps it, and how two contracts differ.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{num::NonZeroUsize, path::PathBuf, sync::Arc};
 
 use chrono::NaiveDate;
 use clap::Subcommand;
-use simulacro_adapters::{CsvSource, PrometheusMetrics, connect_embedded};
+use simulacro_adapters::{PrometheusMetrics, connect_existing, scratch};
 use simulacro_core::{
     contract::{
         catalogue,
-        check::{check_source, check_table, is_broken, render},
+        check::{check_table, is_broken, render},
         diff,
     },
     ports::Env,
+    quality::check_source_day,
 };
 
-use crate::{Failure, load_contract};
+use crate::options::{Failure, SourceArgs, load_contract};
 
 /// Commands about contracts.
 #[derive(Subcommand)]
@@ -28,11 +29,24 @@ pub enum ContractCommand {
         /// Another
         new: String,
     },
-    /// Checks a live source or the tables of a lake; all checks run, all failures are told, exit code 3 when one is an error
+    /// Checks a day of a live source or of the tables of a lake; all checks run, all failures are told
+    #[command(after_help = "Examples:
+  simulacro contract check --source shop --date 1997-01-01
+  simulacro contract check --postgres postgres://lector@db.local/tienda --contract ventas --date 2024-03-17
+  simulacro contract check --data lake --date 1997-01-01
+
+Exit codes: 0 kept, 1 could not be checked, 2 usage, 3 broken")]
     Check {
-        /// Folder with CSV files: its columns are compared with the contract
-        #[arg(long, conflicts_with = "data", required_unless_present = "data")]
+        /// Folder with CSV files: the day is read and judged, and changes nothing
+        #[arg(long, conflicts_with_all = ["data", "postgres"], required_unless_present_any = ["data", "postgres"])]
         source: Option<PathBuf>,
+        /// A PostgreSQL server, for example postgres://lector@db.local:5432/tienda; the password comes from PGPASSWORD or the
+        /// password file
+        #[arg(long, conflicts_with = "data")]
+        postgres: Option<String>,
+        /// Schema of the source table in PostgreSQL
+        #[arg(long, default_value = "public")]
+        schema: String,
         /// Folder of a run: the rows of its tables are judged
         #[arg(long)]
         data: Option<PathBuf>,
@@ -66,19 +80,17 @@ pub async fn run(command: ContractCommand) -> Result<u8, Failure> {
             print!("{}", diff::render(&old, &new, &changes));
             Ok(if diff::is_breaking(&changes) { 3 } else { 0 })
         }
-        ContractCommand::Check { source, data, contract, date } => {
+        ContractCommand::Check { source, postgres, schema, data, contract, date } => {
             let now = simulacro_adapters::SystemEnv::default().now();
             let mut results = Vec::new();
-            if let Some(folder) = source {
+            if source.is_some() || postgres.is_some() {
                 let contract = load_contract(contract.as_deref().unwrap_or("cdnow"))?;
-                results = check_source(&CsvSource::open(&folder)?, &contract, date, now).await;
+                let source = SourceArgs { source, postgres, schema, connections: NonZeroUsize::MIN }.open()?;
+                let folder = tempfile::tempdir()?;
+                results = check_source_day(source.tables.as_ref(), &scratch(folder.path())?, &contract, date, now).await;
             }
             if let Some(data) = data {
-                if !data.join("ledger.db").exists() {
-                    return Err(format!("check {}: found no ledger.db, expected the data folder of a run", data.display()).into());
-                }
-                let empty = tempfile::tempdir()?;
-                let ports = connect_embedded(empty.path(), &data, Arc::new(PrometheusMetrics::default())).await?;
+                let ports = connect_existing(&data, Arc::new(PrometheusMetrics::default())).await?;
                 let all = catalogue::shipped()?;
                 let chosen = match contract {
                     Some(name) => vec![load_contract(&name)?],

@@ -1,42 +1,26 @@
 //! `simulacro`: the production binary.
 #![expect(clippy::disallowed_methods, reason = "the application owns files and the wall clock")]
 
+mod backfill;
+mod batch;
 mod contract;
+mod demo;
+mod doctor;
 mod models;
+mod options;
 mod orchestrate;
+mod query;
 mod report;
+mod status;
 mod stream;
 mod telemetry;
 
-use std::{
-    net::SocketAddr,
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::Arc,
-};
+use std::process::ExitCode;
 
-use chrono::NaiveDate;
-use clap::{Args, Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
-use report::{Day, money};
-use simulacro_adapters::{
-    CopyReader, CsvSource, NaiveTimestamps, PostgresServer, PostgresSource, PostgresSourceConfig, PrometheusMetrics,
-    connect_embedded, connect_folder,
-};
-use simulacro_core::{
-    batch::{DayError, MART, QUARANTINE, STAGING, WAREHOUSE, canonical_hash, strings},
-    contract::{Contract, catalogue},
-    orchestrator::{RetryPolicy, SourcePolicy},
-    platform::{Config, PIPELINE, Platform},
-    ports::{PortError, RunState, TableSource},
-};
-use simulacro_lakehouse::copy::CopyLimits;
-use simulacro_shop::cdnow;
+use clap::{Parser, Subcommand};
+use simulacro_core::{batch::DayError, ports::PortError};
 
-/// The contract of the purchases that ship with the program, by the name that `--contract` takes; those of the reference
-/// platform go by their table.
-const CDNOW: (&str, &str) = ("cdnow", include_str!("../../../contracts/odcs/cdnow/ventas.yaml"));
+use options::{Failure, default_config, load_contract, read};
 
 /// The data platform: batch pipelines over embedded services.
 #[derive(Parser)]
@@ -47,16 +31,21 @@ const CDNOW: (&str, &str) = ("cdnow", include_str!("../../../contracts/odcs/cdno
   simulacro batch run --source shop --data lake --date 1997-01-01
   simulacro batch run --source shop --data lake --contract my_ventas.yaml --metrics 127.0.0.1:9464
   simulacro batch run --postgres postgres://lector@db.local/tienda --data lake --contract ventas --date 2024-03-17
+  simulacro batch backfill plan --data lake --from 1997-01-01 --to 1997-01-31
+  simulacro batch backfill apply --source shop --data lake --from 1997-01-01 --to 1997-01-31
   simulacro status --data lake
+  simulacro query --data lake \"SELECT * FROM marts.metricas_diarias ORDER BY fecha, region\"
+  simulacro doctor --data lake --source shop
   simulacro contract diff ventas my_ventas.yaml
   simulacro models explain metricas_producto --date 1997-01-01
+  simulacro models test --data lake --date 1997-01-01
   simulacro produce --data lake --date 1997-01-01
   simulacro stream --data lake --workers 3 --until-caught-up
   simulacro reconcile --data lake --date 1997-01-01
   simulacro orchestrate --postgres postgres://lector@db.local/tienda --data lake --config orchestrate.toml
   simulacro pause ecommerce_batch_daily --data lake --by ana --why 'stock-taking'
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 held by a contract, 4 somebody else is at work there, or batch and stream differ by
+Exit codes: 0 done, 1 failed, 2 usage, 3 held by a contract or a gate, 4 somebody else is at work there, or batch and stream differ by
 more than 5 %"
 )]
 struct Cli {
@@ -67,30 +56,20 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Runs the whole purchase history that ships with the program, everything embedded
-    Demo {
-        /// Folder for source, lake, ledger and history
-        #[arg(long, default_value = "simulacro-demo")]
-        data: PathBuf,
-        /// Only the first N days
-        #[arg(long)]
-        days: Option<usize>,
-        /// Address of the metrics endpoint; port 0 takes a free one
-        #[arg(long, default_value = "127.0.0.1:0")]
-        metrics: SocketAddr,
-    },
+    Demo(demo::DemoArgs),
     /// The daily batch pipeline
     #[command(subcommand)]
-    Batch(Batch),
+    Batch(batch::BatchCommand),
     /// Prints runs by state and the canonical hash of each table
-    Status {
-        /// Folder for lake, ledger and history
-        #[arg(long)]
-        data: PathBuf,
-    },
+    Status(status::StatusArgs),
+    /// Runs SQL over raw, staging, dimensions, marts and the warehouse, now or as of a time
+    Query(query::QueryArgs),
+    /// Checks every service that is configured, and says what is wrong and what to do
+    Doctor(doctor::DoctorArgs),
     /// Data contracts: list, compare, check
     #[command(subcommand)]
     Contract(contract::ContractCommand),
-    /// SQL models: list, explain, draw
+    /// SQL models: list, explain, draw, run, test
     #[command(subcommand)]
     Models(models::ModelsCommand),
     /// Writes the events of a day, consistent with its sales, to the topic of clicks
@@ -111,213 +90,16 @@ enum Command {
     Resume(orchestrate::ResumeArgs),
 }
 
-#[derive(Subcommand)]
-enum Batch {
-    /// Runs one day, or all days that a source has; a day may be run again at any time
-    Run(RunArgs),
-}
-
-#[derive(Args)]
-struct RunArgs {
-    /// Folder with ventas.csv
-    #[arg(long, required_unless_present = "postgres", conflicts_with = "postgres")]
-    source: Option<PathBuf>,
-    /// A PostgreSQL server as source, for example postgres://lector@db.local:5432/tienda; the password comes from PGPASSWORD
-    /// or the password file. Needs --date
-    #[arg(long, requires = "date")]
-    postgres: Option<String>,
-    /// Schema of the source table in PostgreSQL
-    #[arg(long, default_value = "public")]
-    schema: String,
-    /// Connections that read one day from PostgreSQL
-    #[arg(long, default_value = "2")]
-    connections: NonZeroUsize,
-    /// Folder for lake, ledger and history
-    #[arg(long)]
-    data: PathBuf,
-    /// The day, for example 1997-01-01; without it all days
-    #[arg(long)]
-    date: Option<NaiveDate>,
-    /// TOML with source_policy, retry, alert_after_s and startup_s
-    #[arg(long)]
-    config: Option<PathBuf>,
-    /// A contract that ships with the program (cdnow, ventas) or a file
-    #[arg(long, default_value = "cdnow")]
-    contract: String,
-    /// Address of a metrics endpoint while the run lasts
-    #[arg(long)]
-    metrics: Option<SocketAddr>,
-}
-
-/// How a day is read from PostgreSQL: bounded in memory, whatever the day's size.
-fn postgres_config(connections: NonZeroUsize) -> PostgresSourceConfig {
-    const RANGE_ROWS: NonZeroUsize = NonZeroUsize::new(65_536).expect("above zero");
-    const QUEUED_BATCHES: NonZeroUsize = NonZeroUsize::new(8).expect("above zero");
-    PostgresSourceConfig {
-        connections,
-        range_rows: RANGE_ROWS,
-        queued_batches: QUEUED_BATCHES,
-        reader: CopyReader::InPlace,
-        naive_timestamps: NaiveTimestamps::Utc,
-        limits: CopyLimits::STANDARD,
-    }
-}
-
-fn default_config() -> Config {
-    Config {
-        source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 9_000 },
-        retry: RetryPolicy { retries: 3, backoff_s: 300, deadline_s: 9_000 },
-        alert_after_s: 60,
-        startup_s: 0,
-    }
-}
-
-type Failure = Box<dyn std::error::Error>;
-
-/// Reads a file of the user; the error names it.
-fn read(path: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()).into())
-}
-
-fn load_contract(name: &str) -> Result<Contract, Failure> {
-    if name == CDNOW.0 {
-        return Ok(Contract::parse(name, CDNOW.1)?);
-    }
-    if let Some((file, text)) = catalogue::FILES.iter().find(|(file, _)| file.trim_end_matches(".yaml") == name) {
-        return Ok(Contract::parse(file, text)?);
-    }
-    Ok(Contract::parse(name, &read(Path::new(name))?)?)
-}
-
-fn load_config(path: Option<&Path>) -> Result<Config, Failure> {
-    match path {
-        None => Ok(default_config()),
-        Some(path) => toml::from_str(&read(path)?).map_err(|e| format!("config {}: {e}", path.display()).into()),
-    }
-}
-
-/// Runs the days in order, with progress, and stops at the first that is not published.
-async fn run_days(platform: &Platform, days: &[NaiveDate]) -> Result<Vec<Day>, Failure> {
-    let bar = ProgressBar::new(days.len() as u64);
-    bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} days  {msg}  {elapsed} elapsed, {eta} to go")?);
-    let mut done = Vec::new();
-    for &fecha in days {
-        bar.set_message(fecha.to_string());
-        let outcome = platform.run_day(fecha, platform.ports.env.now()).await?;
-        done.push((fecha, outcome.result?));
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    Ok(done)
-}
-
-async fn print_hashes(platform: &Platform) -> Result<(), Failure> {
-    for table in [STAGING, QUARANTINE, MART] {
-        println!("{table:<28} {}", canonical_hash(platform.ports.lakehouse.as_ref(), table).await?);
-    }
-    Ok(())
-}
-
-/// What an analyst would ask the warehouse: revenue by region.
-async fn print_regions(platform: &Platform) -> Result<(), Failure> {
-    let sql = format!(
-        "SELECT region, CAST(sum(transacciones) AS VARCHAR) AS sales, CAST(sum(revenue_neto) AS VARCHAR) AS revenue
-         FROM {WAREHOUSE} GROUP BY region ORDER BY region"
-    );
-    println!("by region, asked of the warehouse ({WAREHOUSE}):");
-    for batch in platform.ports.warehouse.query(&sql, &[WAREHOUSE]).await? {
-        let (regions, sales, revenue) = (strings(&batch, 0)?, strings(&batch, 1)?, strings(&batch, 2)?);
-        for ((region, sales), revenue) in regions.iter().zip(&sales).zip(&revenue) {
-            println!("  {region:<8} {sales:>7} sales {revenue:>14}");
-        }
-    }
-    Ok(())
-}
-
-async fn demo(data: &Path, days: Option<usize>, address: SocketAddr) -> Result<(), Failure> {
-    let source = data.join("source");
-    std::fs::create_dir_all(&source).map_err(|e| format!("create folder {}: {e}", source.display()))?;
-    let purchases = cdnow::parse(cdnow::BYTES)?;
-    println!("{} purchases of a real shop, written to {}", purchases.len(), source.join("ventas.csv").display());
-    std::fs::write(source.join("ventas.csv"), cdnow::to_csv(&purchases))?;
-    let mut all = CsvSource::open(&source)?.days("ventas")?;
-    all.truncate(days.unwrap_or(usize::MAX));
-    let metrics = Arc::new(PrometheusMetrics::default());
-    let bound =
-        telemetry::serve_metrics(address, metrics.clone()).await.map_err(|e| format!("listen on {address} for metrics: {e}"))?;
-    println!("metrics while it runs: http://{bound}/metrics");
-    let ports = connect_embedded(&source, data, metrics.clone()).await?;
-    let platform = Platform::new(default_config(), load_contract("cdnow")?, ports);
-    let began = platform.ports.env.now();
-    let done = run_days(&platform, &all).await?;
-    let seconds = (platform.ports.env.now() - began).num_milliseconds() as f64 / 1_000.0;
-    if let Some((fecha, first)) = done.first() {
-        let fates = first.fates.iter().map(|(fate, rows)| format!("{rows} {fate}")).collect::<Vec<_>>().join(", ");
-        println!("\nfirst day {fecha}: {} rows, {fates}, revenue {}\n", first.expected, money(first.revenue_cents));
-    }
-    print!("{}", report::summary(&done));
-    println!("{} days in {seconds:.1} s\n", done.len());
-    print_regions(&platform).await?;
-    std::fs::write(data.join("metrics.prom"), metrics.handle.render())?;
-    println!("\nrevenue per day: {}", report::write_csv(data, &done)?.display());
-    println!("chart:           {}", report::write_chart(data, &done)?.display());
-    println!("history:         {}", data.join("history.jsonl").display());
-    println!("metrics:         {}", data.join("metrics.prom").display());
-    print_hashes(&platform).await
-}
-
-async fn batch_run(args: RunArgs) -> Result<(), Failure> {
-    // Everything that can be wrong in the arguments is read before anything is written.
-    let (config, contract) = (load_config(args.config.as_deref())?, load_contract(&args.contract)?);
-    let (tables, days): (Arc<dyn TableSource>, _) = match (&args.postgres, &args.source) {
-        (Some(url), _) => {
-            let server = PostgresServer::parse(url, &args.schema)?;
-            (Arc::new(PostgresSource::new(server, postgres_config(args.connections))), Vec::from_iter(args.date))
-        }
-        (None, folder) => {
-            let csv = CsvSource::open(folder.as_deref().unwrap_or(Path::new(".")))?;
-            let days = args.date.map_or_else(|| csv.days(&contract.table), |date| Ok(vec![date]))?;
-            (Arc::new(csv), days)
-        }
-    };
-    let metrics = Arc::new(PrometheusMetrics::default());
-    if let Some(address) = args.metrics {
-        telemetry::serve_metrics(address, metrics.clone()).await.map_err(|e| format!("listen on {address} for metrics: {e}"))?;
-    }
-    let ports = connect_folder(tables, &args.data, metrics).await?;
-    let platform = Platform::new(config, contract, ports);
-    print!("{}", report::summary(&run_days(&platform, &days).await?));
-    Ok(())
-}
-
-async fn status(data: &Path) -> Result<(), Failure> {
-    if !data.join("ledger.db").exists() {
-        return Err(format!("status of {}: found no ledger.db, expected the data folder of a run", data.display()).into());
-    }
-    // Nothing is read from a source here, so an empty one will do.
-    let empty = tempfile::tempdir()?;
-    let ports = connect_embedded(empty.path(), data, Arc::new(PrometheusMetrics::default())).await?;
-    let platform = Platform::new(default_config(), load_contract("cdnow")?, ports);
-    let runs = platform.ports.ledger.runs(PIPELINE).await?;
-    for state in [RunState::Succeeded, RunState::Held, RunState::Failed, RunState::Running] {
-        println!("{:<10} {}", format!("{state:?}").to_lowercase(), runs.iter().filter(|r| r.state == state).count());
-    }
-    for table in [STAGING, QUARANTINE, MART] {
-        if platform.ports.lakehouse.exists(table).await? {
-            println!("{table:<28} {}", canonical_hash(platform.ports.lakehouse.as_ref(), table).await?);
-        }
-    }
-    Ok(())
-}
-
 /// Runs a command and returns the exit code of one that ended without an error.
 async fn run(command: Command) -> Result<u8, Failure> {
     match command {
-        Command::Demo { data, days, metrics } => demo(&data, days, metrics).await?,
-        Command::Batch(Batch::Run(args)) => batch_run(args).await?,
-        Command::Status { data } => status(&data).await?,
+        Command::Demo(args) => demo::run(args).await?,
+        Command::Batch(command) => return batch::run(command).await,
+        Command::Status(args) => status::run(args).await?,
+        Command::Query(args) => query::run(args).await?,
+        Command::Doctor(args) => return doctor::run(args).await,
         Command::Contract(command) => return contract::run(command).await,
-        Command::Models(command) => models::run(command)?,
+        Command::Models(command) => return models::run(command).await,
         Command::Produce(args) => stream::produce(args).await?,
         Command::Stream(args) => stream::stream(args).await?,
         Command::StreamStatus(args) => stream::stream_status(args).await?,

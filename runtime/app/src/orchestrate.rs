@@ -11,6 +11,7 @@ use simulacro_adapters::{
 };
 use simulacro_core::{
     assets::{self, DailyBatch, LakeMaintenance, StreamingMonitor},
+    models::shipped,
     orchestrator::{
         Asset, AssetSettings, LoopConfig, Orchestrator, OrchestratorPorts, Plan, Status, Work, pause, resume, settled,
     },
@@ -19,7 +20,10 @@ use simulacro_core::{
     streaming::config::StreamConfig,
 };
 
-use crate::{Failure, default_config, load_contract, postgres_config, read, telemetry};
+use crate::{
+    options::{Failure, default_config, load_contract, postgres_config, read},
+    telemetry,
+};
 
 /// Records of clicks that may wait before the monitor says so; an incident is one of 10,000.
 const LAG_RECORDS_MAX: i64 = 5_000;
@@ -203,7 +207,7 @@ pub async fn orchestrate(args: OrchestrateArgs) -> Result<(), Failure> {
         ports.ledger = ledger;
     }
     ports.notifier = Arc::new(router);
-    let platform = Arc::new(Platform::new(default_config(), contract, ports));
+    let platform = Arc::new(Platform::new(default_config(), contract, ports).with_models(&shipped()?.select("all")?)?);
 
     let mut works: Vec<(Asset, Arc<dyn Work>)> = vec![
         (assets::ecommerce_batch_daily()?, Arc::new(DailyBatch { platform: platform.clone() })),

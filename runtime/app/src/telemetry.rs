@@ -1,8 +1,9 @@
-//! Logs and the metrics endpoint.
+//! Logs, progress and the metrics endpoint.
 
 use std::{io::IsTerminal, net::SocketAddr, sync::Arc};
 
 use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use indicatif::{ProgressBar, ProgressStyle};
 use simulacro_adapters::PrometheusMetrics;
 use tracing_subscriber::{EnvFilter, fmt};
 
@@ -22,6 +23,51 @@ pub fn init_logs() {
         builder.compact().with_target(false).init();
     } else {
         builder.json().init();
+    }
+}
+
+/// How far a long command is: a bar on a terminal, otherwise one line of the log per step.
+///
+/// Dropping it takes the bar away, however the command ends.
+pub struct Progress {
+    bar: ProgressBar,
+    unit: &'static str,
+}
+
+impl Progress {
+    /// Progress over `length` steps of a `unit`, a plural such as `days`.
+    ///
+    /// # Errors
+    /// When the bar's template is wrong, which would be our own mistake.
+    pub fn new(unit: &'static str, length: u64) -> Result<Self, indicatif::style::TemplateError> {
+        // Not drawn unless standard error is a terminal.
+        let bar = ProgressBar::new(length);
+        let template = format!("{{bar:40}} {{pos}}/{{len}} {unit}  {{msg}}  {{elapsed}} elapsed, {{eta}} to go");
+        bar.set_style(ProgressStyle::with_template(&template)?);
+        Ok(Self { bar, unit })
+    }
+    /// Says what is being worked on.
+    pub fn at(&self, what: &str) {
+        self.bar.set_message(what.to_owned());
+        self.bar.tick();
+    }
+    /// One step is done, and too small for a line of the log.
+    pub fn step_quietly(&self) {
+        self.bar.inc(1);
+    }
+    /// One step is done.
+    pub fn step(&self) {
+        self.bar.inc(1);
+        if self.bar.is_hidden() {
+            let (done, of) = (self.bar.position(), self.bar.length().unwrap_or(0));
+            tracing::info!(done, of, unit = self.unit, at = %self.bar.message(), "progress");
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }
 

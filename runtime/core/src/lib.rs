@@ -5,6 +5,7 @@
 
 pub mod assets;
 pub mod avro;
+pub mod backfill;
 pub mod batch;
 pub mod contract;
 pub mod history;
@@ -12,5 +13,6 @@ pub mod models;
 pub mod orchestrator;
 pub mod platform;
 pub mod ports;
+pub mod quality;
 pub mod slo;
 pub mod streaming;

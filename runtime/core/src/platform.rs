@@ -1,13 +1,16 @@
 //! The one assembly: production and simulation differ in the `Ports` they hand in, and nowhere else.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::{
-    batch::{self, DayError, DayReport, MART, STAGING},
+    batch::{self, DayError, DayReport, Published, STAGING},
     contract::Contract,
     history::recorded,
+    models::{self, Project, SelectError},
     orchestrator::{Attempt, RetryPolicy, SourcePolicy, Telling, verify_sources},
     ports::{Alert, BUSY, Disposition, Notifier, PortError, Ports, Run, RunState},
     streaming::{
@@ -19,6 +22,9 @@ use crate::{
 
 /// Name of the daily pipeline in the ledger.
 pub const PIPELINE: &str = "ecommerce_batch_daily";
+
+/// What a day always makes.
+const ALWAYS: &str = "metricas_diarias";
 
 /// How the platform behaves; every choice is visible, so there is no `Default`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +47,8 @@ pub struct Platform {
     pub config: Config,
     /// Contract of the sales.
     pub contract: Contract,
+    /// The models that a day makes; `None` is the mart of daily metrics alone, as it ships.
+    pub models: Option<Project>,
     /// Ports, with the recording wrapper on each.
     pub ports: Ports,
 }
@@ -59,7 +67,35 @@ pub struct DayOutcome {
 impl Platform {
     /// Assembles the platform; the only wiring there is.
     pub fn new(config: Config, contract: Contract, ports: Ports) -> Self {
-        Self { config, contract, ports: recorded(ports) }
+        Self { config, contract, models: None, ports: recorded(ports) }
+    }
+
+    /// The same platform with the chosen models of a project; the mart of daily metrics is always among those of a day.
+    ///
+    /// # Errors
+    /// When the project has no such mart.
+    pub fn with_models(self, project: &Project) -> Result<Self, SelectError> {
+        let chosen: Vec<&str> = project.chosen().map(|m| m.name.as_str()).chain([ALWAYS]).collect();
+        Ok(self.with_only(project.select(&chosen.join(","))?))
+    }
+
+    /// The same platform with the chosen models of a project and no others, for [`Platform::run_models`].
+    pub fn with_only(self, project: Project) -> Self {
+        Self { models: Some(project), ..self }
+    }
+
+    /// The models that a day makes.
+    ///
+    /// # Errors
+    /// `Permanent` when the files that ship are no models, which a test excludes.
+    pub fn project(&self) -> Result<Cow<'_, Project>, PortError> {
+        match &self.models {
+            Some(project) => Ok(Cow::Borrowed(project)),
+            None => {
+                let mart = models::shipped()?.select(ALWAYS);
+                mart.map(Cow::Owned).map_err(|e| PortError::permanent("choose the mart of daily metrics").because(e))
+            }
+        }
     }
 
     /// Runs one day: waits for the source as the policy says, then extracts, validates and publishes. A run that failed
@@ -94,6 +130,38 @@ impl Platform {
         }
     }
 
+    /// Makes, tests and publishes models alone for a day that is staged, as one run in the ledger whose report has
+    /// `"kind": "models"`. The chosen models are those of [`Platform::models`], and no others.
+    ///
+    /// # Errors
+    /// [`DayError::Held`] when tests fail; [`DayError::Port`] otherwise, with code `BUSY` while somebody else runs the
+    /// pipeline, and with code `ENOENT` for a day that staging has not.
+    pub async fn run_models(&self, fecha: NaiveDate) -> Result<Published, DayError> {
+        let at = |source| DayError::Port { fecha, source };
+        let (env, lakehouse) = (&self.ports.env, &self.ports.lakehouse);
+        let project = self.project().map_err(at)?;
+        if lakehouse.last_epoch(STAGING, fecha).await.map_err(at)?.is_none() {
+            let what = format!("make models of {fecha}: found no such day in {STAGING}, expected one that was run");
+            return Err(at(PortError::permanent(what).code("ENOENT")));
+        }
+        let floor = self.epoch_floor(fecha).await.map_err(at)?;
+        let mut run = self.ports.ledger.begin(PIPELINE, fecha, &env.new_id(), floor, env.now()).await.map_err(at)?;
+        let result = batch::publish(&self.ports, &project, fecha, run.epoch, env!("CARGO_PKG_VERSION"), None).await;
+        run.finished_at = Some(env.now());
+        run.state = match &result {
+            Ok(_) => RunState::Succeeded,
+            Err(DayError::Held { .. }) => RunState::Held,
+            Err(DayError::Port { .. }) => RunState::Failed,
+        };
+        run.report = match &result {
+            Ok(published) => serde_json::to_value(published).unwrap_or_default(),
+            Err(error) => serde_json::json!({ "error": error.to_string() }),
+        };
+        run.report["kind"] = "models".into();
+        self.ports.ledger.finish(&run).await.map_err(at)?;
+        result
+    }
+
     /// A decoder of clicks with the platform's registry.
     ///
     /// # Errors
@@ -119,8 +187,9 @@ impl Platform {
     /// # Errors
     /// Those of the lakehouse.
     pub async fn epoch_floor(&self, fecha: NaiveDate) -> Result<i64, PortError> {
+        let project = self.project()?;
         let mut floor = 0;
-        for table in [batch::QUARANTINE, STAGING, MART] {
+        for table in [batch::QUARANTINE, STAGING].into_iter().chain(project.tables()) {
             floor = floor.max(self.ports.lakehouse.last_epoch(table, fecha).await?.unwrap_or(0));
         }
         Ok(floor)
@@ -132,7 +201,8 @@ impl Platform {
     /// See [`batch::run_day`].
     pub async fn attempt_day(&self, run: &Run) -> Result<DayReport, DayError> {
         let version = env!("CARGO_PKG_VERSION");
-        let report = batch::run_day(&self.ports, &self.contract, run.fecha, run.epoch, version).await?;
+        let project = self.project().map_err(|source| DayError::Port { fecha: run.fecha, source })?;
+        let report = batch::run_day(&self.ports, &self.contract, &project, run.fecha, run.epoch, version).await?;
         let metrics: Vec<_> = report.tasks.iter().map(|task| task.metric(run, version)).collect();
         // The day is published whether or not its numbers can be kept.
         if let Err(e) = self.ports.ledger.put_metrics(&metrics).await {

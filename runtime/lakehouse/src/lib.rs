@@ -6,6 +6,7 @@
 mod commit;
 pub mod copy;
 pub mod models;
+pub mod query;
 mod scd2;
 mod schema;
 mod upkeep;

@@ -4,6 +4,7 @@
 //! Every row has exactly one fate, and the counts balance or the run fails.
 
 mod hash;
+mod publish;
 mod raw;
 mod tasks;
 mod transform;
@@ -18,11 +19,14 @@ use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 
 pub use hash::canonical_hash;
+pub use publish::Published;
+pub(crate) use publish::publish;
 pub use raw::{Manifest, ManifestFile, RawDay, RawLayout, arrow_schema, extract_raw};
 pub use tasks::TaskReport;
 
 use crate::{
     contract::Contract,
+    models::Project,
     ports::{Commit, DayWrite, Disposition, Input, PortError, Ports, Query, Result},
 };
 use raw::extract;
@@ -52,8 +56,9 @@ pub struct DayReport {
     pub clauses: BTreeMap<String, u64>,
     /// Sum of `monto_neto` of the published rows, in cents.
     pub revenue_cents: i64,
-    /// Rows of the day in the mart and in the warehouse.
-    pub mart_rows: u64,
+    /// What was made of the staged day.
+    #[serde(flatten)]
+    pub published: Published,
     /// Size of the raw day's objects.
     pub raw_bytes: u64,
     /// Raw manifest version.
@@ -91,14 +96,16 @@ pub enum DayError {
     },
 }
 
-/// Runs one day from the source to the mart. The caller holds the pipeline in the ledger.
+/// Runs one day from the source to the marts, those of the project's chosen models. The caller holds the pipeline in the ledger.
 ///
 /// # Errors
-/// [`DayError::Held`] when a gate stops the day; [`DayError::Port`] otherwise. In both cases the tables still
-/// show what they showed before, or the complete new day if only the answer was lost.
+/// [`DayError::Held`] when a gate stops the day; [`DayError::Port`] otherwise. In both cases the warehouse still
+/// shows what it showed before, or the complete new day if only the answer was lost. So do the tables of the lake, unless it
+/// was the tests of the models (`model_tests`) that held the day: those judge what the tables then have.
 pub async fn run_day(
     ports: &Ports,
     contract: &Contract,
+    project: &Project,
     fecha: NaiveDate,
     epoch: i64,
     version: &str,
@@ -210,43 +217,11 @@ pub async fn run_day(
     let published = report.fates.get("published").copied().unwrap_or(0);
     let dropped = report.fates.iter().filter(|(fate, _)| *fate != "published").map(|(f, n)| (f.clone(), *n)).collect();
     tasks.end("transformar", rows, published, dropped, 0);
-    // Judged before anything was written, from the same counts.
+    report.published = publish(ports, project, fecha, epoch, version, Some(report.revenue_cents)).await?;
+    tasks.end("models", published, report.published.mart_rows, BTreeMap::new(), 0);
+    // The revenue was judged from the same counts before anything was written, and the mart has it to the cent.
     tasks.end("quality_gate_final", published, published, BTreeMap::new(), 0);
-    write(
-        ports,
-        DayWrite {
-            table: MART.into(),
-            fecha,
-            epoch,
-            query: Query {
-                sql: format!(
-                    "SELECT fecha, region, coalesce(segmento, 'sin_segmento') AS segmento_cliente,
-                        CAST(sum(monto_bruto) AS DECIMAL(12,2)) AS revenue_bruto,
-                        CAST(sum(monto_neto) AS DECIMAL(12,2)) AS revenue_neto,
-                        CAST(sum(descuento) AS DECIMAL(12,2)) AS descuentos_total,
-                        count(*) AS transacciones, count(DISTINCT user_id) AS usuarios_unicos,
-                        CAST(sum(monto_neto) / count(*) AS DECIMAL(10,2)) AS ticket_promedio,
-                        CAST(NULL AS DOUBLE) AS tasa_conversion,
-                        arrow_cast('{stamp}', {UTC}) AS _updated_at, '{version}' AS _pipeline_version
-                 FROM staging WHERE fecha = DATE '{fecha}' GROUP BY fecha, region, coalesce(segmento, 'sin_segmento')
-                 ORDER BY region, segmento_cliente"
-                ),
-                inputs: vec![("staging".to_owned(), Input::Delta(STAGING.into()))],
-            },
-        },
-    )
-    .await
-    .map_err(at)?;
-    // Analysts see the day only when the mart has it.
-    let day = Query {
-        sql: format!("SELECT * FROM mart WHERE fecha = DATE '{fecha}' ORDER BY region, segmento_cliente"),
-        inputs: vec![("mart".to_owned(), Input::Delta(MART.into()))],
-    };
-    let batches = ports.lakehouse.query(&day).await.map_err(at)?;
-    report.mart_rows = batches.iter().map(|b| b.num_rows() as u64).sum();
-    again(|| ports.warehouse.load_day(WAREHOUSE, fecha, epoch, batches.clone())).await.map_err(at)?;
-    tasks.end("models", published, report.mart_rows, BTreeMap::new(), 0);
-    for table in [QUARANTINE, STAGING, MART] {
+    for table in [QUARANTINE, STAGING] {
         // A log that could not be looked after is as readable as before; the history has the error.
         let _ = ports.lakehouse.maintain(table).await;
     }

@@ -21,7 +21,6 @@ pub const FILES: &[(&str, &str)] = &[
     ("quality_results.yaml", include_str!("../../../../contracts/odcs/quality_results.yaml")),
     ("user_features.yaml", include_str!("../../../../contracts/odcs/user_features.yaml")),
     ("ventas.yaml", include_str!("../../../../contracts/odcs/ventas.yaml")),
-    ("ventas_enriquecidas.yaml", include_str!("../../../../contracts/odcs/ventas_enriquecidas.yaml")),
     ("ventas_no_publicadas.yaml", include_str!("../../../../contracts/odcs/ventas_no_publicadas.yaml")),
     ("ventas_validadas.yaml", include_str!("../../../../contracts/odcs/ventas_validadas.yaml")),
 ];

@@ -56,12 +56,12 @@ pub async fn check_source(
     now: DateTime<Utc>,
 ) -> Vec<QualityResult> {
     let declared = tables.columns(&contract.table).await.map(|c| c.iter().map(Declared::from).collect());
-    vec![schema(&Judge { contract, fecha, now }, declared)]
+    vec![schema(&Judge::of(contract, fecha, now), declared)]
 }
 
 /// Checks the columns of a source that also says what may be null.
 pub fn check_declared(contract: &Contract, declared: Vec<Declared>, fecha: NaiveDate, now: DateTime<Utc>) -> QualityResult {
-    schema(&Judge { contract, fecha, now }, Ok(declared))
+    schema(&Judge::of(contract, fecha, now), Ok(declared))
 }
 
 /// Checks a stored table: its columns, and the rows of `fecha` (all rows when the table has no days).
@@ -75,10 +75,57 @@ pub async fn check_table(
     fecha: NaiveDate,
     now: DateTime<Utc>,
 ) -> Vec<QualityResult> {
-    let judge = Judge { contract, fecha, now };
+    let judge = Judge::of(contract, fecha, now);
     let mut out = vec![schema(&judge, declared(lakehouse, &contract.physical_name).await)];
-    out.extend(rows(lakehouse, &judge).await);
-    for rule in &contract.rules {
+    out.extend(content(lakehouse, &judge).await);
+    for reference in &contract.references {
+        let found = match others.iter().find(|c| c.table == reference.table) {
+            Some(other) => {
+                let mut inputs = judge.inputs();
+                inputs.push(("o".into(), Input::Delta(other.physical_name.clone())));
+                numbers(lakehouse, &judge.orphans(reference), inputs).await.map(|n| n[0])
+            }
+            None => Err(PortError::permanent(format!("find the contract of {}", reference.table))),
+        };
+        out.push(judge.none(reference.name.clone(), reference.severity, found));
+    }
+    for fresh in &contract.freshness {
+        let newest = format!("arrow_cast(max({}), 'Timestamp(Microsecond, Some(\"UTC\"))')", ident(&fresh.column));
+        let sql = format!("SELECT arrow_cast({newest}, 'Int64') FROM t");
+        out.push(judge.fresh(&fresh.column, fresh.at_most, optional(lakehouse, &sql, judge.inputs()).await));
+    }
+    out
+}
+
+/// Checks the rows of one day that lie where `input` says, as a source had them: clauses, volume, rules and uniqueness within
+/// the day. What needs other tables or days (references, freshness) is left out.
+pub async fn check_rows(
+    lakehouse: &dyn Lakehouse,
+    contract: &Contract,
+    input: Input,
+    fecha: NaiveDate,
+    now: DateTime<Utc>,
+) -> Vec<QualityResult> {
+    content(lakehouse, &Judge { input: Some(input), ..Judge::of(contract, fecha, now) }).await
+}
+
+/// The volume of a day as its source counts it.
+pub fn check_volume(contract: &Contract, rows: Result<u64>, fecha: NaiveDate, now: DateTime<Utc>) -> QualityResult {
+    let judge = Judge::of(contract, fecha, now);
+    let expected = format!("{} to {} rows", contract.rows_min, contract.rows_max);
+    match rows {
+        Err(e) => judge.unknown("volume".into(), Severity::Error, &e, expected),
+        Ok(n) => {
+            let passed = (contract.rows_min..=contract.rows_max).contains(&n);
+            judge.result("volume".into(), Severity::Error, passed, format!("{n} rows"), expected)
+        }
+    }
+}
+
+/// Everything that is judged by rows alone.
+async fn content(lakehouse: &dyn Lakehouse, judge: &Judge<'_>) -> Vec<QualityResult> {
+    let mut out = rows(lakehouse, judge).await;
+    for rule in &judge.contract.rules {
         match &rule.measure {
             Measure::RowCount | Measure::BrokenRows { .. } => {}
             Measure::Duplicates { columns, percent } => {
@@ -97,25 +144,9 @@ pub async fn check_table(
             }
         }
     }
-    for (name, columns) in contract.uniques() {
+    for (name, columns) in judge.contract.uniques() {
         let found = numbers(lakehouse, &judge.shared(&columns), judge.inputs()).await;
         out.push(judge.none(name, Severity::Error, found.map(|n| n[0])));
-    }
-    for reference in &contract.references {
-        let found = match others.iter().find(|c| c.table == reference.table) {
-            Some(other) => {
-                let mut inputs = judge.inputs();
-                inputs.push(("o".into(), Input::Delta(other.physical_name.clone())));
-                numbers(lakehouse, &judge.orphans(reference), inputs).await.map(|n| n[0])
-            }
-            None => Err(PortError::permanent(format!("find the contract of {}", reference.table))),
-        };
-        out.push(judge.none(reference.name.clone(), reference.severity, found));
-    }
-    for fresh in &contract.freshness {
-        let newest = format!("arrow_cast(max({}), 'Timestamp(Microsecond, Some(\"UTC\"))')", ident(&fresh.column));
-        let sql = format!("SELECT arrow_cast({newest}, 'Int64') FROM t");
-        out.push(judge.fresh(&fresh.column, fresh.at_most, optional(lakehouse, &sql, judge.inputs()).await));
     }
     out
 }
@@ -200,9 +231,16 @@ struct Judge<'a> {
     contract: &'a Contract,
     fecha: NaiveDate,
     now: DateTime<Utc>,
+    /// Where the rows are; `None` is where the contract says.
+    input: Option<Input>,
 }
 
-impl Judge<'_> {
+impl<'a> Judge<'a> {
+    /// The table where its contract has it.
+    fn of(contract: &'a Contract, fecha: NaiveDate, now: DateTime<Utc>) -> Self {
+        Self { contract, fecha, now, input: None }
+    }
+
     fn result(&self, check: String, severity: Severity, passed: bool, observed: String, expected: String) -> QualityResult {
         QualityResult {
             check,
@@ -223,7 +261,7 @@ impl Judge<'_> {
     }
 
     fn inputs(&self) -> Vec<(String, Input)> {
-        vec![("t".into(), Input::Delta(self.contract.physical_name.clone()))]
+        vec![("t".into(), self.input.clone().unwrap_or_else(|| Input::Delta(self.contract.physical_name.clone())))]
     }
 
     /// The rows that are judged, as a table expression.

@@ -11,6 +11,8 @@
 mod draw;
 mod render;
 pub mod run;
+mod select;
+mod shipped;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,6 +23,8 @@ use crate::contract::{Contract, Severity, catalogue};
 
 pub use draw::{mermaid, svg, text};
 pub use render::At;
+pub use select::{SelectError, nearest};
+pub use shipped::{FILES, shipped};
 
 /// A model file that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,12 +81,15 @@ impl fmt::Display for Need {
 pub enum TestKind {
     /// The columns are never null.
     NotNull(Vec<String>),
-    /// The columns together are never twice.
-    Unique(Vec<String>),
+    /// The columns together are never twice: in the day when they have it, else in the whole table, or, with a number, in so
+    /// many days before and after the day.
+    Unique(Vec<String>, Option<u32>),
     /// The column has values of a seed list only.
     AcceptedValues(String, Vec<String>),
     /// The column's values exist in a column of another model, where they are not null.
     Relationships(String, String, String),
+    /// The columns are never below zero.
+    NotNegative(Vec<String>),
 }
 
 /// A test of a model.
@@ -139,6 +146,8 @@ pub struct Model {
 pub struct Project {
     models: BTreeMap<String, Model>,
     order: Vec<String>,
+    /// The models that are made and tested; the others are only read.
+    chosen: BTreeSet<String>,
     contracts: Vec<Contract>,
 }
 
@@ -159,19 +168,25 @@ fn names(list: &str) -> Vec<String> {
 }
 
 fn model_test(at: &Place<'_>, text: &str) -> Result<ModelTest, ModelError> {
-    const ALLOWED: &str = "not_null(column, ...), unique(column, ...), accepted_values(column, seed.csv) or \
-                           relationships(column, model.column), and warning after it when it may fail";
+    const ALLOWED: &str = "not_null(column, ...), unique(column, ...), not_negative(column, ...), \
+                           accepted_values(column, seed.csv) or relationships(column, model.column), and after it warning \
+                           when it may fail, or within n days where unique need not look further";
     let (call, rest) = text.split_once(')').ok_or_else(|| at.error(text, ALLOWED))?;
-    let severity = match rest.trim() {
-        "" => Severity::Error,
-        "warning" => Severity::Warning,
+    let (reach, severity) = match rest.split_whitespace().collect::<Vec<_>>().as_slice() {
+        [] => (None, Severity::Error),
+        ["warning"] => (None, Severity::Warning),
+        ["within", n, "days"] => (Some(n.parse::<u32>().map_err(|_| at.error(text, ALLOWED))?), Severity::Error),
         _ => return Err(at.error(text, ALLOWED)),
     };
     let (kind, arguments) = call.split_once('(').ok_or_else(|| at.error(text, ALLOWED))?;
     let arguments = names(arguments);
+    if reach.is_some() && kind.trim() != "unique" {
+        return Err(at.error(text, ALLOWED));
+    }
     let kind = match (kind.trim(), arguments.as_slice()) {
         ("not_null", [_, ..]) => TestKind::NotNull(arguments),
-        ("unique", [_, ..]) => TestKind::Unique(arguments),
+        ("unique", [_, ..]) => TestKind::Unique(arguments, reach),
+        ("not_negative", [_, ..]) => TestKind::NotNegative(arguments),
         ("accepted_values", [column, seed]) => {
             let values = catalogue::seed(seed).ok_or_else(|| {
                 let known = catalogue::SEEDS.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(" or ");
@@ -185,7 +200,8 @@ fn model_test(at: &Place<'_>, text: &str) -> Result<ModelTest, ModelError> {
         }
         _ => return Err(at.error(text, ALLOWED)),
     };
-    Ok(ModelTest { name: format!("{call})"), kind, severity })
+    let name = reach.map_or_else(|| format!("{call})"), |n| format!("{call}) within {n} days"));
+    Ok(ModelTest { name, kind, severity })
 }
 
 /// The arguments of a call such as `ref('a')`: quoted words.
@@ -334,12 +350,13 @@ impl Project {
                 return Err(at.error(format!("a second model {}, the first is {}", twin.name, twin.path), "one of each name"));
             }
         }
-        let mut project = Self { models, order: Vec::new(), contracts };
+        let chosen = models.keys().cloned().collect();
+        let mut project = Self { models, order: Vec::new(), chosen, contracts };
         for model in project.models.values() {
             let at = Place { path: &model.path, line: 1 };
             let tested = model.tests.iter().filter_map(|t| match &t.kind {
                 TestKind::Relationships(_, to, _) => Some(Need::Model(to.clone())),
-                TestKind::NotNull(_) | TestKind::Unique(_) | TestKind::AcceptedValues(..) => None,
+                TestKind::NotNull(_) | TestKind::Unique(..) | TestKind::AcceptedValues(..) | TestKind::NotNegative(_) => None,
             });
             for need in model.needs.iter().cloned().chain(tested) {
                 match &need {

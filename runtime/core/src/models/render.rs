@@ -23,6 +23,9 @@ pub struct At<'a> {
     pub absent: &'a BTreeSet<Need>,
 }
 
+/// The last day that SQL has a literal for.
+const LAST_DAY: NaiveDate = NaiveDate::from_ymd_opt(9999, 12, 31).expect("it is in the calendar");
+
 /// Inputs by their names in the statement.
 type Inputs = BTreeMap<String, Input>;
 
@@ -36,6 +39,22 @@ fn days(table: &str, day: NaiveDate, lookback: Lookback) -> String {
             format!("(SELECT * FROM {table} WHERE fecha >= DATE '{first}' AND fecha <= DATE '{day}')")
         }
         Lookback::All => format!("(SELECT * FROM {table} WHERE fecha <= DATE '{day}')"),
+    }
+}
+
+/// When a row fails a test, for a test that looks at rows one by one; never null.
+fn condition(kind: &TestKind) -> Option<String> {
+    let any = |columns: &[String], broken: &str| {
+        columns.iter().map(|c| format!("{} {broken}", ident(c))).collect::<Vec<_>>().join(" OR ")
+    };
+    match kind {
+        TestKind::NotNull(columns) => Some(any(columns, "IS NULL")),
+        TestKind::NotNegative(columns) => Some(format!("coalesce({}, false)", any(columns, "< 0"))),
+        TestKind::AcceptedValues(column, values) => {
+            let values = values.iter().map(|v| text(v)).collect::<Vec<_>>().join(", ");
+            Some(format!("coalesce({} NOT IN ({values}), false)", ident(column)))
+        }
+        TestKind::Unique(..) | TestKind::Relationships(..) => None,
     }
 }
 
@@ -57,9 +76,48 @@ impl Project {
         Query { sql: format!("SELECT * FROM (\n{sql}\n) ORDER BY {order}"), inputs: inputs.into_iter().collect() }
     }
 
-    /// The queries of a model's tests for one day; each gives the number of rows that fail.
-    pub fn tests<'a>(&self, model: &'a Model, at: &At<'_>) -> Vec<(&'a ModelTest, Query)> {
-        model.tests.iter().map(|t| (t, self.test(model, &t.kind, at))).collect()
+    /// A test of a model for one day, as a query for the rows that fail it: the model's key and what the test is about.
+    pub fn test(&self, model: &Model, test: &ModelTest, at: &At<'_>) -> Query {
+        let mut inputs = Inputs::new();
+        let sql = self.failing(model, &test.kind, at, &mut inputs);
+        Query { sql, inputs: inputs.into_iter().collect() }
+    }
+
+    /// Every test of every chosen model for one day, but for those that compare with an absent source, and one query whose
+    /// one row has the number of failing rows of each, in that order.
+    pub fn tests(&self, at: &At<'_>) -> (Vec<(&Model, &ModelTest)>, Query) {
+        // Whether a customer is known cannot be said without the customers.
+        let known = |t: &ModelTest| match &t.kind {
+            TestKind::Relationships(_, to, _) => self.models[to].optional.is_disjoint(at.absent),
+            TestKind::NotNull(_) | TestKind::Unique(..) | TestKind::AcceptedValues(..) | TestKind::NotNegative(_) => true,
+        };
+        let tests: Vec<_> = self.chosen().flat_map(|m| m.tests.iter().filter(|t| known(t)).map(move |t| (m, t))).collect();
+        let mut inputs = Inputs::new();
+        let mut parts: Vec<String> = Vec::new();
+        for model in self.chosen() {
+            let mine = || tests.iter().enumerate().filter(|(_, (m, _))| m.name == model.name).map(|(i, (_, t))| (i, *t));
+            // Conditions on rows share one reading of them.
+            let on_rows =
+                mine().filter_map(|(i, t)| condition(&t.kind).map(|c| format!("count(CASE WHEN {c} THEN 1 END) AS t{i}")));
+            let on_rows: Vec<_> = on_rows.collect();
+            if !on_rows.is_empty() {
+                let rows = self.relation(model, at, Lookback::Days(0), &mut inputs);
+                parts.push(format!("(SELECT {} FROM {rows})", on_rows.join(", ")));
+            }
+            for (i, test) in mine().filter(|(_, t)| condition(&t.kind).is_none()) {
+                let failing = self.failing(model, &test.kind, at, &mut inputs);
+                parts.push(format!("(SELECT count(*) AS t{i} FROM (\n{failing}\n))"));
+            }
+        }
+        let columns = (0..tests.len()).map(|i| format!("t{i}")).collect::<Vec<_>>().join(", ");
+        let sql = format!("SELECT {columns} FROM {}", parts.join("\nCROSS JOIN "));
+        (tests, Query { sql, inputs: inputs.into_iter().collect() })
+    }
+
+    /// A model over the days that end with one that need not be that of `at`.
+    fn relation_over(&self, model: &Model, at: &At<'_>, around: (NaiveDate, Lookback), inputs: &mut Inputs) -> String {
+        let (day, lookback) = around;
+        self.relation(model, &At { day, ..*at }, lookback, inputs)
     }
 
     /// A model as others read it: a view's SQL, or its stored days.
@@ -105,40 +163,52 @@ impl Project {
         sql.trim().to_owned()
     }
 
-    fn test(&self, model: &Model, kind: &TestKind, at: &At<'_>) -> Query {
-        let mut inputs = Inputs::new();
-        let rows = self.relation(model, at, Lookback::Days(0), &mut inputs);
-        let sql = match kind {
-            TestKind::NotNull(columns) => {
-                let any = columns.iter().map(|c| format!("{} IS NULL", ident(c))).collect::<Vec<_>>().join(" OR ");
-                format!("SELECT count(*) FROM {rows} WHERE {any}")
-            }
-            TestKind::Unique(columns) => {
-                let names = columns.iter().map(|c| ident(c)).collect::<Vec<_>>().join(", ");
+    /// The rows of a day that fail a test.
+    fn failing(&self, model: &Model, kind: &TestKind, at: &At<'_>, inputs: &mut Inputs) -> String {
+        let rows = self.relation(model, at, Lookback::Days(0), inputs);
+        let list = |columns: &[String]| columns.iter().map(|c| ident(c)).collect::<Vec<_>>().join(", ");
+        // The key says which row it is; a column of the test may be part of it.
+        let shown = |of_test: &[String]| {
+            let mut columns = model.key.clone();
+            columns.extend(of_test.iter().filter(|c| !model.key.contains(c)).cloned());
+            list(&columns)
+        };
+        match kind {
+            TestKind::Unique(columns, reach) => {
+                let names = list(columns);
                 let on = columns.iter().map(|c| format!("a.{0} = b.{0}", ident(c))).collect::<Vec<_>>().join(" AND ");
-                // A key without the day must not come back on another day either.
-                let whole = match model.materialization {
-                    Materialization::Day if !columns.iter().any(|c| c == "fecha") => ident(&model.name),
-                    Materialization::Day | Materialization::View => rows.clone(),
+                let first = columns.iter().map(|c| format!("a.{}", ident(c))).collect::<Vec<_>>().join(", ");
+                // A key without the day must not come back on another day either, earlier or later.
+                let around = match reach {
+                    Some(n) => (at.day.checked_add_days(Days::new(u64::from(*n))).unwrap_or(LAST_DAY), Lookback::Days(2 * n)),
+                    None => (LAST_DAY, Lookback::All),
+                };
+                let whole = if columns.iter().any(|c| c == "fecha") {
+                    rows.clone()
+                } else {
+                    self.relation_over(model, at, around, inputs)
                 };
                 format!(
-                    "SELECT count(*) FROM (SELECT {names} FROM {rows}) AS a
+                    "SELECT {first} FROM (SELECT {names} FROM {rows}) AS a
                      JOIN (SELECT {names} FROM {whole} GROUP BY {names} HAVING count(*) > 1) AS b ON {on}"
                 )
             }
-            TestKind::AcceptedValues(column, values) => {
-                let list = values.iter().map(|v| text(v)).collect::<Vec<_>>().join(", ");
-                format!("SELECT count(*) FROM {rows} WHERE coalesce({} NOT IN ({list}), false)", ident(column))
+            TestKind::NotNull(columns) | TestKind::NotNegative(columns) => {
+                format!("SELECT {} FROM {rows} WHERE {}", shown(columns), condition(kind).unwrap_or_default())
+            }
+            TestKind::AcceptedValues(column, _) => {
+                let shown = shown(std::slice::from_ref(column));
+                format!("SELECT {shown} FROM {rows} WHERE {}", condition(kind).unwrap_or_default())
             }
             TestKind::Relationships(column, to, to_column) => {
-                let other = self.relation(&self.models[to], at, Lookback::Days(0), &mut inputs);
+                let other = self.relation(&self.models[to], at, Lookback::Days(0), inputs);
+                let shown = shown(std::slice::from_ref(column));
                 let (column, to_column) = (ident(column), ident(to_column));
                 format!(
-                    "SELECT count(*) FROM {rows} AS a WHERE a.{column} IS NOT NULL
+                    "SELECT {shown} FROM {rows} AS a WHERE a.{column} IS NOT NULL
                      AND NOT EXISTS (SELECT 1 FROM {other} AS o WHERE o.{to_column} = a.{column})"
                 )
             }
-        };
-        Query { sql, inputs: inputs.into_iter().collect() }
+        }
     }
 }

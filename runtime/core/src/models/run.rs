@@ -14,10 +14,7 @@ use chrono::{DateTime, Days, NaiveDate, Utc};
 
 use super::{At, Lookback, Materialization, Model, Need, Project};
 use crate::{
-    contract::{
-        check::{QualityResult, numbers},
-        ident,
-    },
+    contract::ident,
     ports::{Commit, DayWrite, Disposition, Input, Lakehouse, PortError, Query, Result},
 };
 
@@ -49,19 +46,19 @@ pub struct Step {
 /// What a run has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Each day of each model that was written, in that order.
-    pub made: Vec<(Step, Commit)>,
+    /// Each day of each model that was written, in that order, with the epoch it was written under.
+    pub made: Vec<(Step, i64, Commit)>,
     /// Optional sources that were not there; the models saw no rows of them.
     pub absent: BTreeSet<Need>,
 }
 
-/// Optional sources that are not there now.
+/// Optional sources of the chosen models that are not there now.
 ///
 /// # Errors
 /// When the lake does not answer.
 pub async fn absent(lakehouse: &dyn Lakehouse, project: &Project) -> Result<BTreeSet<Need>> {
     let mut out = BTreeSet::new();
-    for need in project.models().flat_map(|m| &m.optional) {
+    for need in project.read().flat_map(|m| &m.optional) {
         if let Need::Source(schema, table) = need
             && !out.contains(need)
             && !lakehouse.exists(&format!("{schema}/{table}")).await?
@@ -72,7 +69,8 @@ pub async fn absent(lakehouse: &dyn Lakehouse, project: &Project) -> Result<BTre
     Ok(out)
 }
 
-/// What has to be made when the sources of `days` have changed: models in order of their graph, days in order of time.
+/// What has to be made of the chosen models when the sources of `days` have changed: models in order of their graph, days in
+/// order of time.
 ///
 /// A day that a table has without a row counts as stored, unless no later day of the table has any.
 ///
@@ -90,6 +88,11 @@ pub async fn plan(lakehouse: &dyn Lakehouse, project: &Project, days: &BTreeSet<
             }
         }
         if model.materialization == Materialization::Day {
+            if !project.is_chosen(&model.name) {
+                // It stays as it is; whoever reads it reads what it has of these days.
+                changed.insert(&model.name, mine);
+                continue;
+            }
             mine.extend(reached(lakehouse, model, &mine).await?);
             steps.extend(mine.iter().map(|d| Step { model: model.name.clone(), fecha: *d }));
         }
@@ -140,7 +143,7 @@ async fn reached(lakehouse: &dyn Lakehouse, model: &Model, changed: &BTreeSet<Na
     Ok(out)
 }
 
-/// Makes every model for the days of `batch`, and again every stored day that has read them.
+/// Makes every chosen model for the days of `batch`, and again every stored day that has read them.
 ///
 /// May be repeated after any error or crash. The caller holds the pipeline in the ledger.
 ///
@@ -167,38 +170,9 @@ pub async fn run_models(lakehouse: &dyn Lakehouse, project: &Project, batch: &Ba
             }
         };
         tracing::info!(model = %model.name, fecha = %step.fecha, epoch, "model made");
-        report.made.push((step, commit));
+        report.made.push((step, epoch, commit));
     }
     Ok(report)
-}
-
-/// Runs the tests of every model for one day; all run, and all outcomes come back.
-pub async fn test_models(lakehouse: &dyn Lakehouse, project: &Project, day: NaiveDate, now: DateTime<Utc>) -> Vec<QualityResult> {
-    let absent = absent(lakehouse, project).await.unwrap_or_default();
-    let at = At { day, now, version: "", absent: &absent };
-    let mut out = Vec::new();
-    for model in project.models() {
-        for (test, query) in project.tests(model, &at) {
-            let found = numbers(lakehouse, &query.sql, query.inputs).await;
-            let (passed, observed, failing) = match &found {
-                Ok(n) => (n[0] == 0, format!("{} rows", n[0]), n[0].unsigned_abs()),
-                Err(e) => (false, format!("not known: {}", e.chain()), 0),
-            };
-            out.push(QualityResult {
-                check: test.name.clone(),
-                layer: model.layer.clone(),
-                asset: model.name.clone(),
-                fecha: day,
-                severity: test.severity,
-                passed,
-                observed,
-                expected: "0 rows".into(),
-                failing_rows: failing,
-                checked_at: now,
-            });
-        }
-    }
-    out
 }
 
 /// The canonical rows of a model's table: sorted by key, without times of processing; for hashes and comparisons.

@@ -6,6 +6,7 @@
 -- lookback: all
 -- test: not_null(fecha, cohorte, mes, usuarios, usuarios_activos, retencion, ltv)
 -- test: unique(fecha, cohorte)
+-- test: not_negative(revenue_neto, revenue_acumulado, ltv)
 WITH ventas AS (
   SELECT user_id, fecha, monto_neto FROM {{ ref('stg_ventas_validadas') }}
 ),

@@ -7,6 +7,7 @@
 -- test: not_null(fecha, user_id, total_compras_30d, revenue_total_30d, region_preferida)
 -- test: unique(fecha, user_id)
 -- test: accepted_values(region_preferida, regiones_validas.csv)
+-- test: not_negative(revenue_total_30d, ticket_promedio_30d)
 WITH ventas AS (
   SELECT user_id, product_id, categoria, region, timestamp_venta, monto_neto,
          CAST(monto_neto * 100 AS DECIMAL(12,0)) AS centimos

@@ -12,13 +12,14 @@ use simulacro_core::{
     contract::{catalogue, check},
     models::{
         Need, Project,
-        run::{Batch, Step, canonical, plan, run_models, test_models},
+        run::{Batch, Step, canonical, plan, run_models},
     },
     ports::{Commit, Input, Lakehouse, Query},
+    quality,
 };
 use simulacro_lakehouse::{DeltaLakehouse, models::FILES};
 
-use crate::shop::{Customer, Product, Sale, day, dimensions, lake, money, now, stage};
+use crate::shop::{Customer, Product, Sale, day, dimensions, enriched, lake, money, now, stage, stage_as};
 
 const CUSTOMERS: &[Customer] = &[
     ("u1", Some("oro"), "2023-01-01", Some("2024-02-01")),
@@ -79,6 +80,15 @@ async fn table(lake: &DeltaLakehouse, folder: &str, columns: &str, order: &str) 
 fn segment(user: &str, fecha: NaiveDate) -> String {
     let holds = |c: &&Customer| c.0 == user && day(c.2) <= fecha && c.3.is_none_or(|end| fecha < day(end));
     CUSTOMERS.iter().find(holds).and_then(|c| c.1).unwrap_or("sin_segmento").to_owned()
+}
+
+/// Writes a day to staging with what the dimensions know of each sale.
+async fn stage_known(lake: &DeltaLakehouse, fecha: NaiveDate, epoch: i64, sales: &[Sale]) {
+    let select = |s: &Sale| {
+        let segment = Some(segment(&s.user_id, s.fecha())).filter(|s| s != "sin_segmento");
+        enriched(s, segment.as_deref(), Some(category(&s.product_id)).filter(|c| !c.is_empty()))
+    };
+    stage_as(lake, fecha, epoch, sales, select).await;
 }
 
 fn category(product: &str) -> &'static str {
@@ -242,6 +252,11 @@ async fn compare(lake: &DeltaLakehouse, all: &[Sale], days: &[NaiveDate]) {
     assert_eq!(found, features(all, days));
 }
 
+async fn tests(lake: &DeltaLakehouse, project: &Project, day: NaiveDate) -> Vec<check::QualityResult> {
+    let tested = quality::test_models(lake, project, day, now()).await.expect("the lake answers");
+    tested.into_iter().map(|t| t.result).collect()
+}
+
 fn batch(days: &[NaiveDate], epoch: i64) -> Batch {
     Batch { days: days.iter().copied().collect(), epoch, now: now(), version: "1.2.3".into() }
 }
@@ -252,9 +267,9 @@ async fn filled() -> (DeltaLakehouse, Vec<Sale>, Vec<NaiveDate>) {
     dimensions(&lake, CUSTOMERS, PRODUCTS).await;
     let all: Vec<Sale> = days.iter().flat_map(|d| sales(*d, 1)).collect();
     for fecha in &days {
-        stage(&lake, *fecha, 1, &all).await;
+        stage_known(&lake, *fecha, 1, &all).await;
         let report = run_models(&lake, &project(), &batch(&[*fecha], 1)).await.expect("the models run");
-        assert_eq!(report.made.len(), 5, "a new day is made once in each table: {report:?}");
+        assert_eq!(report.made.len(), 4, "a new day is made once in each table: {report:?}");
         assert!(report.absent.is_empty());
     }
     (lake, all, days)
@@ -276,7 +291,7 @@ async fn an_old_day_that_changes_is_made_again_with_every_day_that_has_read_it()
     let mut early = sales(changed, 3).remove(0);
     early.user_id = all.iter().find(|s| s.fecha() == day("2024-03-01")).expect("a sale").user_id.clone();
     all.push(early);
-    stage(&lake, changed, 2, &all).await;
+    stage_known(&lake, changed, 2, &all).await;
 
     let steps = plan(&lake, &project(), &BTreeSet::from([changed])).await.expect("a plan");
     let of = |model: &str| {
@@ -294,7 +309,7 @@ async fn an_old_day_that_changes_is_made_again_with_every_day_that_has_read_it()
     let later = day("2024-02-29");
     all.retain(|s| s.fecha() != later);
     all.extend(sales(later, 4));
-    stage(&lake, later, 2, &all).await;
+    stage_known(&lake, later, 2, &all).await;
     run_models(&lake, &project(), &batch(&[later], 2)).await.expect("the models run");
     compare(&lake, &all, &days).await;
 }
@@ -307,8 +322,8 @@ async fn running_again_or_all_days_at_once_gives_the_same_rows() {
     for round in 0..2 {
         if round == 1 {
             let report = run_models(&lake, &project, &batch(&days, 2)).await.expect("the models run");
-            assert_eq!(report.made.len(), 5 * days.len(), "no day is made twice");
-            assert!(report.made.iter().all(|(_, commit)| matches!(commit, Commit::New(_))));
+            assert_eq!(report.made.len(), 4 * days.len(), "no day is made twice");
+            assert!(report.made.iter().all(|(_, _, commit)| matches!(commit, Commit::New(_))));
         }
         let mut tables = Vec::new();
         for model in project.models().filter(|m| !m.table.is_empty()) {
@@ -337,7 +352,7 @@ async fn stored_models_keep_their_contracts_and_models_pass_their_tests() {
             assert!(failed.is_empty() && !check::is_broken(&results), "{}", check::render(&results));
         }
     }
-    let results = test_models(&lake, &project(), day("2024-03-01"), now()).await;
+    let results = tests(&lake, &project(), day("2024-03-01")).await;
     let failed: Vec<_> = results.iter().filter(|r| !r.passed).map(|r| (r.check.as_str(), r.severity.as_str())).collect();
     // Users 5 and 6 and product 5 are in no dimension, which a left join bears and a warning tells.
     assert_eq!(
@@ -347,21 +362,21 @@ async fn stored_models_keep_their_contracts_and_models_pass_their_tests() {
             ("relationships(product_id, stg_productos.product_id)", "warning")
         ]
     );
-    assert_eq!(results.len(), 22, "{}", check::render(&results));
+    assert_eq!(results.len(), 26, "{}", check::render(&results));
 }
 
 #[tokio::test]
 async fn an_order_that_comes_back_on_another_day_fails_the_models_tests() {
     let (lake, mut all, _) = filled().await;
     let fecha = day("2024-03-01");
-    let twin = all[0].order_id.clone();
+    let twin = all.iter().find(|s| s.fecha() == day("2024-02-15")).expect("a sale").order_id.clone();
     all.iter_mut().find(|s| s.fecha() == fecha).expect("a sale").order_id = twin;
-    stage(&lake, fecha, 2, &all).await;
+    stage_known(&lake, fecha, 2, &all).await;
     run_models(&lake, &project(), &batch(&[fecha], 2)).await.expect("the models run");
-    let results = test_models(&lake, &project(), fecha, now()).await;
+    let results = tests(&lake, &project(), fecha).await;
     let failed: Vec<_> = results.iter().filter(|r| !r.passed && r.severity.as_str() == "error").collect();
     assert_eq!(failed.len(), 1, "{}", check::render(&results));
-    assert_eq!((failed[0].asset.as_str(), failed[0].check.as_str()), ("int_ventas_enriquecidas", "unique(order_id)"));
+    assert_eq!((failed[0].asset.as_str(), failed[0].check.as_str()), ("stg_ventas_validadas", "unique(order_id) within 30 days"));
 }
 
 #[tokio::test]
@@ -374,8 +389,11 @@ async fn without_dimensions_every_customer_is_without_segment_and_the_report_say
     assert_eq!(report.absent, BTreeSet::from(absent));
     let segments = table(&lake, "marts/metricas_diarias", "DISTINCT segmento_cliente", "1").await;
     assert_eq!(segments, [["sin_segmento"]]);
-    // The dimensions come; the day is made again and has them.
+    let results = tests(&lake, &project(), fecha).await;
+    assert!(results.iter().all(|r| r.passed && !r.check.starts_with("relationships")), "{}", check::render(&results));
+    // The dimensions come; the day is staged and made again and has them.
     dimensions(&lake, CUSTOMERS, PRODUCTS).await;
+    stage_known(&lake, fecha, 2, &sales(fecha, 1)).await;
     run_models(&lake, &project(), &batch(&[fecha], 2)).await.expect("the models run");
     compare(&lake, &sales(fecha, 1), &[fecha]).await;
 }
@@ -383,7 +401,7 @@ async fn without_dimensions_every_customer_is_without_segment_and_the_report_say
 #[tokio::test]
 async fn a_backfill_of_an_empty_lake_plans_each_day_of_each_table_once() {
     let steps = plan(&lake(), &project(), &DAYS.map(day).into_iter().collect()).await.expect("a plan");
-    assert_eq!(steps.len(), 5 * DAYS.len());
+    assert_eq!(steps.len(), 4 * DAYS.len());
     assert_eq!(steps[0], Step { model: "cohortes_usuario".into(), fecha: day(DAYS[0]) });
 }
 
@@ -408,13 +426,58 @@ async fn a_day_without_sales_still_has_what_is_known_as_of_it() {
     let quiet = day("2024-03-02");
     days.push(quiet);
     let report = run_models(&lake, &project(), &batch(&[quiet], 1)).await.expect("the models run");
-    assert_eq!(report.made.len(), 5);
+    assert_eq!(report.made.len(), 4);
     compare(&lake, &all, &days).await;
     // It has read the day before, so it is made again with it.
     let changed = day("2024-03-01");
     all.retain(|s| s.fecha() != changed);
     all.extend(sales(changed, 2));
-    stage(&lake, changed, 2, &all).await;
+    stage_known(&lake, changed, 2, &all).await;
     run_models(&lake, &project(), &batch(&[changed], 2)).await.expect("the models run");
     compare(&lake, &all, &days).await;
+}
+
+#[tokio::test]
+async fn only_the_chosen_models_are_made_and_a_day_that_they_reach_is_made_again() {
+    let (lake, mut all, days) = filled().await;
+    let changed = day("2024-02-15");
+    all.retain(|s| s.fecha() != changed);
+    all.extend(sales(changed, 2));
+    stage_known(&lake, changed, 2, &all).await;
+    let chosen = project().select("metricas_diarias,user_features").expect("both are there");
+    let report = run_models(&lake, &chosen, &batch(&[changed], 2)).await.expect("the models run");
+    let made: Vec<_> = report.made.iter().map(|(s, ..)| format!("{} {}", s.model, s.fecha)).collect();
+    let expected =
+        ["metricas_diarias 2024-02-15", "user_features 2024-02-15", "user_features 2024-02-29", "user_features 2024-03-01"];
+    assert_eq!(made, expected);
+    assert!(report.absent.is_empty(), "what is not chosen is not looked for");
+    run_models(&lake, &project(), &batch(&[changed], 3)).await.expect("the others run");
+    compare(&lake, &all, &days).await;
+}
+
+#[tokio::test]
+async fn a_failing_test_names_model_test_rows_and_some_of_them() {
+    let lake = lake();
+    let fecha = day("2024-03-01");
+    let mut bad = sales(fecha, 1);
+    bad[0].region = "luna".into();
+    bad[1].descuento_cents = bad[1].bruto_cents + 100;
+    stage(&lake, fecha, 1, &bad).await;
+    let chosen = project().select("+metricas_diarias").expect("it is there");
+    run_models(&lake, &chosen, &batch(&[fecha], 1)).await.expect("the models run");
+    let tested = quality::test_models(&lake, &chosen, fecha, now()).await.expect("the lake answers");
+    insta::assert_snapshot!(quality::render(&tested));
+    assert_eq!(quality::broken(&tested).count(), tested.iter().filter(|t| !t.result.passed).count());
+}
+
+#[tokio::test]
+async fn a_table_that_is_not_there_fails_its_own_tests_only() {
+    let lake = lake();
+    let fecha = day("2024-03-01");
+    stage(&lake, fecha, 1, &sales(fecha, 1)).await;
+    run_models(&lake, &project().select("metricas_diarias").expect("it is there"), &batch(&[fecha], 1)).await.expect("it runs");
+    let results = tests(&lake, &project(), fecha).await;
+    let failed: BTreeSet<_> = results.iter().filter(|r| !r.passed).map(|r| r.asset.as_str()).collect();
+    assert_eq!(failed, BTreeSet::from(["cohortes_usuario", "metricas_producto", "user_features"]));
+    assert!(results.iter().filter(|r| !r.passed).all(|r| r.observed.contains("no such table")), "{}", check::render(&results));
 }

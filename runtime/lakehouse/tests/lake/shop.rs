@@ -59,13 +59,18 @@ fn instant(at: DateTime<Utc>) -> String {
     format!("arrow_cast('{}', 'Timestamp(Microsecond, Some(\"UTC\"))')", at.format("%Y-%m-%dT%H:%M:%S%.6fZ"))
 }
 
-/// The columns of staging for one sale, as a SELECT.
+/// The columns of staging for one sale of which no dimension knows anything, as a SELECT.
 pub fn select(s: &Sale) -> String {
+    enriched(s, None, None)
+}
+
+/// The same with the customer's segment and the product's category.
+pub fn enriched(s: &Sale, segment: Option<&str>, category: Option<&str>) -> String {
     format!(
         "SELECT '{}' AS order_id, '{}' AS user_id, '{}' AS product_id, CAST('{}' AS DECIMAL(10,2)) AS monto_bruto,
                 CAST('{}' AS DECIMAL(10,2)) AS descuento, CAST('{}' AS DECIMAL(10,2)) AS monto_neto, nullif('{}', '') AS region,
                 {} AS timestamp_venta, DATE '{}' AS fecha, {} AS _loaded_at,
-                encode(sha256('{}|{}|{}'), 'hex') AS _source_hash, {null} AS segmento, {null} AS pais, {null} AS categoria,
+                encode(sha256('{}|{}|{}'), 'hex') AS _source_hash, {} AS segmento, {null} AS pais, {} AS categoria,
                 {null} AS marca",
         s.order_id,
         s.user_id,
@@ -80,6 +85,8 @@ pub fn select(s: &Sale) -> String {
         s.order_id,
         s.user_id,
         money(s.bruto_cents),
+        text(segment),
+        text(category),
         null = text(None),
     )
 }
@@ -93,11 +100,16 @@ pub async fn write(lake: &dyn Lakehouse, table: &str, fecha: NaiveDate, epoch: i
     lake.overwrite_day(DayWrite { table: table.into(), fecha, epoch, query }).await.expect("the day is written")
 }
 
-/// Writes the sales of one day to staging.
-pub async fn stage(lake: &dyn Lakehouse, fecha: NaiveDate, epoch: i64, sales: &[Sale]) {
+/// Writes the sales of one day to staging, as `select` makes a row of each.
+pub async fn stage_as(lake: &dyn Lakehouse, fecha: NaiveDate, epoch: i64, sales: &[Sale], select: impl Fn(&Sale) -> String) {
     let rows: Vec<_> = sales.iter().filter(|s| s.fecha() == fecha).map(select).collect();
     assert!(!rows.is_empty(), "{fecha} has no sale");
     write(lake, "staging/ventas_validadas", fecha, epoch, rows.join("\nUNION ALL ")).await;
+}
+
+/// Writes the sales of one day to staging, without anything from dimensions.
+pub async fn stage(lake: &dyn Lakehouse, fecha: NaiveDate, epoch: i64, sales: &[Sale]) {
+    stage_as(lake, fecha, epoch, sales, select).await;
 }
 
 /// Writes both dimensions. They have no days, so that of the load stands in the partition that the port asks for.

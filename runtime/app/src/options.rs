@@ -1,0 +1,172 @@
+//! What commands share: where data comes from and goes to, the contract, the configuration, and how each is read.
+//!
+//! Everything that can be wrong in an argument is told before anything is written; the error names the argument's value.
+
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use chrono::NaiveDate;
+use clap::Args;
+use simulacro_adapters::{CopyReader, CsvSource, NaiveTimestamps, PostgresServer, PostgresSource, PostgresSourceConfig};
+use simulacro_core::{
+    contract::{Contract, catalogue},
+    models::{Project, nearest, shipped},
+    orchestrator::{RetryPolicy, SourcePolicy},
+    platform::Config,
+    ports::TableSource,
+};
+use simulacro_lakehouse::copy::CopyLimits;
+
+/// Why a command ended.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// The contract of the purchases that ship with the program, by the name that `--contract` takes; those of the reference
+/// platform go by their table.
+const CDNOW: (&str, &str) = ("cdnow", include_str!("../../../contracts/odcs/cdnow/ventas.yaml"));
+
+/// The source of the sales.
+#[derive(Args, Debug, Clone)]
+pub struct SourceArgs {
+    /// Folder with ventas.csv
+    #[arg(long, required_unless_present = "postgres", conflicts_with = "postgres")]
+    pub source: Option<PathBuf>,
+    /// A PostgreSQL server as source, for example postgres://lector@db.local:5432/tienda; the password comes from PGPASSWORD
+    /// or the password file
+    #[arg(long)]
+    pub postgres: Option<String>,
+    /// Schema of the source table in PostgreSQL
+    #[arg(long, default_value = "public")]
+    pub schema: String,
+    /// Connections that read one day from PostgreSQL
+    #[arg(long, default_value = "2")]
+    pub connections: NonZeroUsize,
+}
+
+/// What a day is judged by and how it is run.
+#[derive(Args, Debug, Clone)]
+pub struct RunArgs {
+    /// TOML with source_policy, retry, alert_after_s and startup_s
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// A contract that ships with the program (cdnow, ventas) or a file
+    #[arg(long, default_value = "cdnow")]
+    pub contract: String,
+    /// Models that each day makes: all, or names with a + before for what they read or after for what reads them
+    #[arg(long, default_value = "all")]
+    pub models: String,
+}
+
+/// A source that has been opened.
+pub struct Source {
+    /// The tables.
+    pub tables: Arc<dyn TableSource>,
+    /// The folder, where it is one: a folder knows its days.
+    pub folder: Option<CsvSource>,
+}
+
+impl SourceArgs {
+    /// Opens the source: a folder is read, a server is not asked yet.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, or the address is none.
+    pub fn open(&self) -> Result<Source, Failure> {
+        match (&self.postgres, &self.source) {
+            (Some(url), _) => {
+                let server = PostgresServer::parse(url, &self.schema)?;
+                let tables = Arc::new(PostgresSource::new(server, postgres_config(self.connections)));
+                Ok(Source { tables, folder: None })
+            }
+            (None, Some(folder)) => {
+                let tables = Arc::new(CsvSource::open(folder)?);
+                Ok(Source { tables, folder: Some(CsvSource::open(folder)?) })
+            }
+            (None, None) => Err("source: found neither --source nor --postgres, expected one of them".into()),
+        }
+    }
+}
+
+impl Source {
+    /// The days of a table, for a source that can tell them.
+    ///
+    /// # Errors
+    /// For a server, which is asked for one day at a time.
+    pub fn days(&self, table: &str) -> Result<Vec<NaiveDate>, Failure> {
+        match &self.folder {
+            Some(folder) => Ok(folder.days(table)?),
+            None => Err("days: found a PostgreSQL source without --date, expected the day to run".into()),
+        }
+    }
+}
+
+impl RunArgs {
+    /// Reads configuration, contract and models.
+    ///
+    /// # Errors
+    /// For a file that cannot be read, or a name that nothing has.
+    pub fn load(&self) -> Result<(Config, Contract, Project), Failure> {
+        Ok((load_config(self.config.as_deref())?, load_contract(&self.contract)?, shipped()?.select(&self.models)?))
+    }
+}
+
+/// How a day is read from PostgreSQL: bounded in memory, whatever the day's size.
+pub fn postgres_config(connections: NonZeroUsize) -> PostgresSourceConfig {
+    const RANGE_ROWS: NonZeroUsize = NonZeroUsize::new(65_536).expect("above zero");
+    const QUEUED_BATCHES: NonZeroUsize = NonZeroUsize::new(8).expect("above zero");
+    PostgresSourceConfig {
+        connections,
+        range_rows: RANGE_ROWS,
+        queued_batches: QUEUED_BATCHES,
+        reader: CopyReader::InPlace,
+        naive_timestamps: NaiveTimestamps::Utc,
+        limits: CopyLimits::STANDARD,
+    }
+}
+
+/// How the platform behaves where nobody says otherwise.
+pub fn default_config() -> Config {
+    Config {
+        source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 9_000 },
+        retry: RetryPolicy { retries: 3, backoff_s: 300, deadline_s: 9_000 },
+        alert_after_s: 60,
+        startup_s: 0,
+    }
+}
+
+/// Reads a file of the user; the error names it.
+pub fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()).into())
+}
+
+/// A contract that ships, by its name, or one in a file.
+///
+/// # Errors
+/// When there is neither, with the nearest name; or when the file is no contract.
+pub fn load_contract(name: &str) -> Result<Contract, Failure> {
+    if name == CDNOW.0 {
+        return Ok(Contract::parse(name, CDNOW.1)?);
+    }
+    let shipped = || catalogue::FILES.iter().map(|(file, _)| file.trim_end_matches(".yaml"));
+    if let Some((file, text)) = catalogue::FILES.iter().find(|(file, _)| file.trim_end_matches(".yaml") == name) {
+        return Ok(Contract::parse(file, text)?);
+    }
+    if !Path::new(name).exists() && !name.contains(['/', '.']) {
+        let near = nearest(name, shipped().chain([CDNOW.0])).map(|n| format!("; did you mean {n}?")).unwrap_or_default();
+        let known = shipped().chain([CDNOW.0]).collect::<Vec<_>>().join(", ");
+        return Err(format!("contract {name}: found no such file, expected a file or one of {known}{near}").into());
+    }
+    Ok(Contract::parse(name, &read(Path::new(name))?)?)
+}
+
+/// The configuration in a file, or the default.
+///
+/// # Errors
+/// When the file cannot be read, or has a key that is not known.
+pub fn load_config(path: Option<&Path>) -> Result<Config, Failure> {
+    match path {
+        None => Ok(default_config()),
+        Some(path) => toml::from_str(&read(path)?).map_err(|e| format!("config {}: {e}", path.display()).into()),
+    }
+}

@@ -1,0 +1,114 @@
+//! From staging to what people read: the models of the day, their tests, and the warehouse.
+//!
+//! The warehouse shows a day only when its models have passed their tests. The tables of the lake have the rows that were
+//! judged, so that a day that is held can be looked at.
+
+use std::collections::BTreeMap;
+
+use arrow::{
+    array::{AsArray, RecordBatch},
+    compute::cast,
+    datatypes::{DataType, Decimal128Type},
+};
+use chrono::NaiveDate;
+use serde::{Deserialize, Serialize};
+
+use super::{DayError, MART, again};
+use crate::{
+    contract::{Severity, ident},
+    models::{
+        Model, Project,
+        run::{Batch, run_models},
+    },
+    ports::{Input, PortError, Ports, Query, Result},
+    quality,
+};
+
+/// What was made of a staged day. Every count is of days, tests or rows, as its name says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// Days that were made of each model: the day itself, and later days that have read it.
+    pub models: BTreeMap<String, u64>,
+    /// Tests of models that were run.
+    pub tests: u64,
+    /// Tests that failed and may, each in a line.
+    pub warnings: Vec<String>,
+    /// Rows of the day in the mart of daily metrics; 0 when it was not made.
+    pub mart_rows: u64,
+}
+
+/// Makes the chosen models for a staged day, tests them, and loads the marts among them into the warehouse.
+///
+/// `staged_cents` is the revenue of the staged day, where the caller knows it: the mart must have the same.
+pub(crate) async fn publish(
+    ports: &Ports,
+    project: &Project,
+    fecha: NaiveDate,
+    epoch: i64,
+    version: &str,
+    staged_cents: Option<i64>,
+) -> Result<Published, DayError> {
+    let at = |source| DayError::Port { fecha, source };
+    let mut out = Published::default();
+    let batch = Batch { days: [fecha].into(), epoch, now: ports.env.now(), version: version.into() };
+    let made = run_models(ports.lakehouse.as_ref(), project, &batch).await.map_err(at)?.made;
+    for (step, ..) in &made {
+        *out.models.entry(step.model.clone()).or_default() += 1;
+    }
+    let test = || quality::test_models(ports.lakehouse.as_ref(), project, fecha, ports.env.now());
+    let tested = again(test).await.map_err(at)?;
+    out.tests = tested.len() as u64;
+    let warnings = tested.iter().filter(|t| !t.result.passed && t.result.severity != Severity::Error);
+    out.warnings = warnings.map(quality::line).collect();
+    let broken: Vec<String> = quality::broken(&tested).map(quality::line).collect();
+    if !broken.is_empty() {
+        let expected = format!("0 rows in each of {} tests", tested.len());
+        return Err(DayError::Held { fecha, gate: "model_tests", found: broken.join("; "), expected });
+    }
+    for (step, epoch, _) in &made {
+        let Some(model) = project.model(&step.model).filter(|m| m.layer == "marts") else { continue };
+        let rows = day(ports, model, step.fecha).await.map_err(at)?;
+        if model.table == MART && step.fecha == fecha {
+            out.mart_rows = rows.iter().map(|b| b.num_rows() as u64).sum();
+            if let Some(staged) = staged_cents {
+                balance(&rows, staged).map_err(at)?;
+            }
+        }
+        // Analysts see the day only when the mart has it.
+        let table = format!("analytics.{}", model.name);
+        again(|| ports.warehouse.load_day(&table, step.fecha, *epoch, rows.clone())).await.map_err(at)?;
+    }
+    for table in project.tables() {
+        // A log that could not be looked after is as readable as before; the history has the error.
+        let _ = ports.lakehouse.maintain(table).await;
+    }
+    Ok(out)
+}
+
+/// One stored day of a model, in the order of its key.
+async fn day(ports: &Ports, model: &Model, fecha: NaiveDate) -> Result<Vec<RecordBatch>> {
+    let order = model.key.iter().map(|c| ident(c)).collect::<Vec<_>>().join(", ");
+    let query = Query {
+        sql: format!("SELECT * FROM mart WHERE fecha = DATE '{fecha}' ORDER BY {order}"),
+        inputs: vec![("mart".to_owned(), Input::Delta(model.table.clone()))],
+    };
+    ports.lakehouse.query(&query).await
+}
+
+/// The revenue of the mart is that of the published rows, to the cent; a model that loses a row does not reach anybody.
+fn balance(mart: &[RecordBatch], staged_cents: i64) -> Result<()> {
+    let mut cents = 0_i128;
+    for batch in mart {
+        let column = batch
+            .column_by_name("revenue_neto")
+            .ok_or_else(|| PortError::permanent(format!("read {MART}: found no column revenue_neto, expected one")))?;
+        let column = cast(column, &DataType::Decimal128(38, 2))
+            .map_err(|e| PortError::permanent(format!("read revenue_neto of {MART}")).because(e))?;
+        cents += column.as_primitive::<Decimal128Type>().iter().flatten().sum::<i128>();
+    }
+    if cents == i128::from(staged_cents) {
+        Ok(())
+    } else {
+        Err(PortError::permanent(format!("balance {MART} with staging: found revenue of {cents} cents, expected {staged_cents}")))
+    }
+}
