@@ -45,7 +45,7 @@ impl Env for Paused {
         tokio::time::sleep(duration).await;
     }
     fn random(&self) -> u64 {
-        // Every wait is the longest one.
+        // The same draws in every run.
         self.ids.fetch_add(1, Ordering::SeqCst).wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
     fn new_id(&self) -> String {
@@ -68,7 +68,7 @@ fn day(day: u32) -> NaiveDate {
 
 type Windows = Vec<(DateTime<Utc>, DateTime<Utc>)>;
 
-fn within(windows: &Windows, now: DateTime<Utc>) -> bool {
+fn within(windows: &[(DateTime<Utc>, DateTime<Utc>)], now: DateTime<Utc>) -> bool {
     windows.iter().any(|(from, to)| (*from..*to).contains(&now))
 }
 

@@ -23,6 +23,8 @@ use crate::ports::{Alert, Disposition, Env, Fact, Fence, Metrics, Notifier, Port
 pub const TOPIC: &str = "alert";
 /// Longest time for one call to a notifier; it has its own, shorter bounds.
 const CALL: Duration = Duration::from_secs(120);
+/// Most incidents that are kept; the oldest are forgotten, not resolved, to make room.
+const ENTRIES_MAX: usize = 1_000;
 /// Longest wait before the next try, in seconds.
 const BACKOFF_MAX_S: u64 = 3_600;
 
@@ -121,6 +123,22 @@ impl Outbox {
         Ok(())
     }
 
+    /// Forgets the oldest incidents while there are too many.
+    async fn make_room(&self) -> Result<()> {
+        loop {
+            let oldest = {
+                let entries = self.entries();
+                if entries.len() < ENTRIES_MAX {
+                    return Ok(());
+                }
+                entries.iter().min_by_key(|(_, e)| e.since).map(|(key, _)| key.clone())
+            };
+            let Some(key) = oldest else { return Ok(()) };
+            error!(key = %key, most = ENTRIES_MAX, "incident forgotten, there are too many");
+            self.keep(&key, None).await?;
+        }
+    }
+
     /// Delivers alerts as they come, for ever.
     ///
     /// # Errors
@@ -198,6 +216,9 @@ impl Notifier for Outbox {
             }
         };
         error!(kind = %alert.kind, priority = alert.priority, key, "alert: {}", alert.summary);
+        if !self.entries().contains_key(key) {
+            self.make_room().await?;
+        }
         self.keep(key, Some(entry)).await?;
         self.woken.notify_one();
         Ok(())
