@@ -14,6 +14,7 @@ mod streaming;
 
 mod conformance;
 mod conformance_registry;
+mod dimensions;
 mod embedded;
 mod postgres;
 mod s3;

@@ -1,8 +1,10 @@
 //! The real adapters of the ports: system clock, a folder of CSV files or PostgreSQL as source, an event log in files or in
-//! Kafka, schema registries, ledgers and a warehouse in SQLite and PostgreSQL, log notifier, history file, metrics.
+//! Kafka, schema registries, dimensions in a folder or behind an API, ledgers and a warehouse in SQLite and PostgreSQL, log notifier, history file, metrics.
 #![expect(clippy::disallowed_methods, reason = "adapters are the other side of the ports: they own files and the clock")]
 
 mod csv_source;
+mod dimension_folder;
+mod dimension_http;
 mod embedded_log;
 #[cfg(feature = "kafka")]
 mod kafka;
@@ -18,6 +20,8 @@ mod registry_http;
 mod system;
 
 pub use csv_source::CsvSource;
+pub use dimension_folder::FolderDimensions;
+pub use dimension_http::{HttpDimensions, HttpDimensionsSettings};
 pub use embedded_log::{EmbeddedLog, EmbeddedLogConfig, FileLink, open_embedded_log};
 #[cfg(feature = "kafka")]
 pub use kafka::{KafkaConfig, KafkaLog};
@@ -36,7 +40,7 @@ use std::{path::Path, sync::Arc};
 use object_store::{ObjectStore, local::LocalFileSystem};
 use simulacro_core::{
     history::{RecordedStore, Recorder},
-    ports::{Metrics, PortError, Ports, Result, RunLedger, TableSource, Warehouse},
+    ports::{Metrics, NoDimensions, PortError, Ports, Result, RunLedger, TableSource, Warehouse},
 };
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
 
@@ -55,7 +59,8 @@ pub struct Services {
     pub metrics: Arc<dyn Metrics>,
 }
 
-/// Builds the ports over these services; the history goes to a file.
+/// Builds the ports over these services; the history goes to a file. There are no dimensions: whoever has some puts them
+/// into [`Ports::dimensions`].
 ///
 /// # Errors
 /// `Permanent` when the history cannot be written.
@@ -67,7 +72,8 @@ pub fn connect(services: Services, history: &Path) -> Result<Ports> {
     let below = Arc::new(RecordedStore { inner: objects.clone(), recorder: recorder.clone() });
     let lakehouse = Arc::new(DeltaLakehouse::new(below));
     let warehouse = warehouse.unwrap_or_else(|| Arc::new(DeltaWarehouse::new(lakehouse.clone())));
-    Ok(Ports { env, tables, objects, warehouse, lakehouse, ledger, notifier: Arc::new(LogNotifier), metrics, recorder })
+    let (dimensions, notifier) = (Arc::new(NoDimensions), Arc::new(LogNotifier));
+    Ok(Ports { env, tables, dimensions, objects, warehouse, lakehouse, ledger, notifier, metrics, recorder })
 }
 
 /// Connects a platform whose lake, ledger and history are in one folder, over any source.
@@ -84,11 +90,12 @@ pub async fn connect_folder(tables: Arc<dyn TableSource>, data: &Path, metrics: 
     connect(services, &data.join("history.jsonl"))
 }
 
-/// Connects the embedded platform: a source folder, and a data folder that holds the lake, the ledger and the history.
+/// Connects the embedded platform: a source folder, which may have dimensions beside its tables, and a data folder that holds the lake, the ledger and the history.
 ///
 /// # Errors
 /// `Permanent` when a folder cannot be made or the source cannot be read; the text names it.
 pub async fn connect_embedded(source: &Path, data: &Path, metrics: Arc<dyn Metrics>) -> Result<Ports> {
     // The source is read first: when it is damaged, nothing is created.
-    connect_folder(Arc::new(CsvSource::open(source)?), data, metrics).await
+    let (tables, dimensions) = (Arc::new(CsvSource::open(source)?), Arc::new(FolderDimensions::open(source)?));
+    Ok(Ports { dimensions, ..connect_folder(tables, data, metrics).await? })
 }

@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::ports::{
-    Alert, Column, Commit, DayWrite, Env, Lakehouse, Notifier, PartitionRead, Ports, Query, Result, Run, RunLedger, TableSource,
-    Warehouse,
+    Alert, Column, Commit, DayWrite, DimensionApi, Env, Fetched, Lakehouse, Notifier, PartitionRead, Ports, Query, Result, Run,
+    RunLedger, TableSource, TableWrite, Warehouse,
 };
 
 /// One port call.
@@ -85,6 +85,7 @@ pub fn recorded(ports: Ports) -> Ports {
     let recorder = ports.recorder.clone();
     Ports {
         tables: Arc::new(Recorded { inner: ports.tables, recorder: recorder.clone() }),
+        dimensions: Arc::new(Recorded { inner: ports.dimensions, recorder: recorder.clone() }),
         lakehouse: Arc::new(Recorded { inner: ports.lakehouse, recorder: recorder.clone() }),
         warehouse: Arc::new(Recorded { inner: ports.warehouse, recorder: recorder.clone() }),
         ledger: Arc::new(Recorded { inner: ports.ledger, recorder: recorder.clone() }),
@@ -117,6 +118,31 @@ impl TableSource for Recorded<dyn TableSource> {
         let rows = result.as_ref().ok().map(|r| r.expected_rows);
         self.recorder.port("table_source", "read_day", json!({ "table": table, "fecha": fecha, "rows": rows }), result)
     }
+    async fn read_table(&self, table: &str, columns: &[Column]) -> Result<PartitionRead> {
+        let result = self.inner.read_table(table, columns).await;
+        let rows = result.as_ref().ok().map(|r| r.expected_rows);
+        self.recorder.port("table_source", "read_table", json!({ "table": table, "rows": rows }), result)
+    }
+}
+
+#[async_trait]
+impl DimensionApi for Recorded<dyn DimensionApi> {
+    fn offered(&self) -> Vec<String> {
+        self.inner.offered()
+    }
+    async fn fetch(&self, dimension: &str, columns: &[Column], known_etag: Option<&str>) -> Result<Fetched> {
+        let result = self.inner.fetch(dimension, columns, known_etag).await;
+        let mut refs = json!({ "dimension": dimension, "known_etag": known_etag });
+        match &result {
+            Ok(Fetched::NotModified) => refs["not_modified"] = json!(true),
+            Ok(Fetched::Snapshot(snapshot)) => {
+                refs["etag"] = json!(snapshot.etag);
+                refs["rows"] = json!(snapshot.batches.iter().map(RecordBatch::num_rows).sum::<usize>());
+            }
+            Err(_) => {}
+        }
+        self.recorder.port("dimension_api", "fetch", refs, result)
+    }
 }
 
 #[async_trait]
@@ -128,6 +154,14 @@ impl Lakehouse for Recorded<dyn Lakehouse> {
             refs["version"] = json!(version);
         }
         self.recorder.port("lakehouse", "overwrite_day", refs, result)
+    }
+    async fn overwrite_table(&self, write: TableWrite) -> Result<Commit> {
+        let mut refs = json!({ "table": write.table, "epoch": write.epoch });
+        let result = self.inner.overwrite_table(write).await;
+        if let Ok(Commit::New(version) | Commit::Already(version)) = &result {
+            refs["version"] = json!(version);
+        }
+        self.recorder.port("lakehouse", "overwrite_table", refs, result)
     }
     async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>> {
         let result = self.inner.last_epoch(table, fecha).await;

@@ -6,6 +6,7 @@
 pub mod avro;
 pub mod batch;
 pub mod contract;
+pub mod dimensions;
 pub mod history;
 pub mod models;
 pub mod orchestrator;

@@ -7,6 +7,7 @@ use tracing::{info, warn};
 use crate::{
     batch::{self, DayError, DayReport, MART, STAGING},
     contract::Contract,
+    dimensions::{self, FetchPolicy, Refreshed},
     history::recorded,
     orchestrator::{Attempt, RetryPolicy, SourcePolicy, verify_sources},
     ports::{Alert, Disposition, PortError, Ports, Run, RunState},
@@ -36,6 +37,8 @@ pub struct Platform {
     pub config: Config,
     /// Contract of the sales.
     pub contract: Contract,
+    /// How often a dimension is asked for before its version before has to do.
+    pub fetching: FetchPolicy,
     /// Ports, with the recording wrapper on each.
     pub ports: Ports,
 }
@@ -54,7 +57,7 @@ pub struct DayOutcome {
 impl Platform {
     /// Assembles the platform; the only wiring there is.
     pub fn new(config: Config, contract: Contract, ports: Ports) -> Self {
-        Self { config, contract, ports: recorded(ports) }
+        Self { config, contract, fetching: FetchPolicy::STANDARD, ports: recorded(ports) }
     }
 
     /// Runs one day: waits for the source as the policy says, then extracts, validates and publishes. A run that failed
@@ -89,6 +92,30 @@ impl Platform {
         }
     }
 
+    /// One round of `api_dimensiones`: refreshes the dimensions of the API, as one run in the ledger of the day of
+    /// `scheduled`. A dimension that did not come makes the run a failed one; its alert has been raised, and the others
+    /// have been refreshed all the same.
+    ///
+    /// # Errors
+    /// When the run could not begin or its end could not be written down, and when the lake, the store or the pager failed.
+    /// `Retryable` with code `BUSY` while another process refreshes them.
+    pub async fn refresh_dimensions(&self, scheduled: DateTime<Utc>) -> Result<(Run, Vec<Refreshed>), PortError> {
+        let (env, ledger) = (&self.ports.env, &self.ports.ledger);
+        let mut run = ledger.begin(dimensions::PIPELINE, scheduled.date_naive(), &env.new_id(), 0, env.now()).await?;
+        let result = dimensions::refresh_api(&self.ports, self.fetching).await;
+        run.finished_at = Some(env.now());
+        (run.state, run.report) = match &result {
+            Ok(all) => {
+                let whole = all.iter().all(|r| r.failed.is_none());
+                let state = if whole { RunState::Succeeded } else { RunState::Failed };
+                (state, serde_json::to_value(all).unwrap_or_default())
+            }
+            Err(error) => (RunState::Failed, serde_json::json!({ "error": error.chain() })),
+        };
+        ledger.finish(&run).await?;
+        result.map(|all| (run, all))
+    }
+
     /// One try of a day: one run in the ledger.
     async fn try_day(
         &self,
@@ -110,7 +137,10 @@ impl Platform {
         *source_failed = source.is_err();
         let result = match source {
             Err(source) => Err(DayError::Port { fecha, source }),
-            Ok(()) => batch::run_day(&self.ports, &self.contract, fecha, run.epoch, env!("CARGO_PKG_VERSION")).await,
+            Ok(()) => {
+                let version = env!("CARGO_PKG_VERSION");
+                batch::run_day(&self.ports, &self.contract, fecha, run.epoch, version, self.fetching).await
+            }
         };
         run.finished_at = Some(env.now());
         run.state = match &result {

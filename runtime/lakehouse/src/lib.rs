@@ -6,6 +6,7 @@
 pub mod copy;
 pub mod models;
 mod warehouse;
+mod whole_table;
 
 pub use warehouse::DeltaWarehouse;
 
@@ -31,7 +32,7 @@ use deltalake::{
     protocol::{SaveMode, checkpoints::create_checkpoint},
 };
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
-use simulacro_core::ports::{Commit, DayWrite, Input, Lakehouse, PortError, Query, Result};
+use simulacro_core::ports::{Commit, DayWrite, Input, Lakehouse, PortError, Query, Result, TableWrite};
 use url::Url;
 
 /// A checkpoint is written when the log has grown by this many versions.
@@ -259,6 +260,11 @@ impl Lakehouse for DeltaLakehouse {
         let (ctx, frame) = self.plan(&write.query).await?;
         let plan = frame.into_unoptimized_plan();
         self.replace_day(&write.table, write.fecha, write.epoch, &ctx, plan).await
+    }
+
+    async fn overwrite_table(&self, write: TableWrite) -> Result<Commit> {
+        let (ctx, frame) = self.plan(&write.query).await?;
+        self.replace_table(&write.table, write.epoch, &ctx, frame.into_unoptimized_plan()).await
     }
 
     async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>> {

@@ -9,12 +9,12 @@ use sha2::{Digest, Sha256};
 use super::{MART, QUARANTINE, STAGING};
 use crate::ports::{Input, Lakehouse, PortError, Query, Result};
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Calls `visit` with each row as one unambiguous text.
-pub(super) fn each_row(batch: &RecordBatch, mut visit: impl FnMut(&str)) -> Result<()> {
+pub(crate) fn each_row(batch: &RecordBatch, mut visit: impl FnMut(&str)) -> Result<()> {
     let options = FormatOptions::default();
     let columns = batch
         .columns()
@@ -41,10 +41,10 @@ pub(super) fn each_row(batch: &RecordBatch, mut visit: impl FnMut(&str)) -> Resu
 
 /// Order-free hash of rows: the sum of the rows' sha256 in four 64-bit lanes, so that duplicates count.
 #[derive(Debug, Default)]
-pub(super) struct OrderFreeHash([u64; 4]);
+pub(crate) struct OrderFreeHash([u64; 4]);
 
 impl OrderFreeHash {
-    pub(super) fn add(&mut self, row: &str) {
+    pub(crate) fn add(&mut self, row: &str) {
         let digest = Sha256::digest(row.as_bytes());
         for (lane, chunk) in self.0.iter_mut().zip(digest.chunks_exact(8)) {
             let mut word = [0; 8];
@@ -52,7 +52,7 @@ impl OrderFreeHash {
             *lane = lane.wrapping_add(u64::from_le_bytes(word));
         }
     }
-    pub(super) fn finish(&self) -> String {
+    pub(crate) fn finish(&self) -> String {
         hex(&self.0.iter().flat_map(|l| l.to_be_bytes()).collect::<Vec<_>>())
     }
 }

@@ -49,6 +49,17 @@ pub struct DayWrite {
     pub query: Query,
 }
 
+/// A whole Delta table, to be replaced: for small tables that have no days, such as dimensions.
+#[derive(Debug, Clone)]
+pub struct TableWrite {
+    /// Folder of the table, for example `dim/productos_dim`.
+    pub table: String,
+    /// Ordinal of the write; a table that has seen it, or a higher one, keeps what it has.
+    pub epoch: i64,
+    /// The query that yields the table's rows.
+    pub query: Query,
+}
+
 /// What a write did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Commit {
@@ -68,6 +79,14 @@ pub trait Lakehouse: fmt::Debug + Send + Sync {
     /// # Errors
     /// Any disposition. After `Unknown`, repeat the same epoch, never the next.
     async fn overwrite_day(&self, write: DayWrite) -> Result<Commit>;
+    /// Replaces a whole table, at most once per `(table, epoch)`.
+    ///
+    /// Atomic: a reader sees the old rows or the new ones. Creates the table when it is missing. An epoch below one that
+    /// has committed writes nothing either, so that of two writers the older cannot win.
+    ///
+    /// # Errors
+    /// Any disposition. After `Unknown`, repeat the same epoch.
+    async fn overwrite_table(&self, write: TableWrite) -> Result<Commit>;
     /// The highest epoch that has committed for `(table, fecha)`; `None` when there is none.
     async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>>;
     /// Runs `query` and returns its rows in the order it asks for, as at least one batch. An input table that does not exist is an error.

@@ -3,6 +3,7 @@
 //! Few methods, whole batches, object-safe. No method has a default body: a fault wrapper that forgot to
 //! forward one would silently inject nothing.
 
+mod dimension_api;
 mod env;
 mod error;
 pub mod event_log;
@@ -14,9 +15,10 @@ pub mod schema_registry;
 mod table_source;
 mod warehouse;
 
+pub use dimension_api::{DimensionApi, Fetched, NoDimensions, Snapshot, not_offered};
 pub use env::Env;
 pub use error::{Disposition, PortError, Result};
-pub use lakehouse::{Commit, DayWrite, Input, Lakehouse, Query};
+pub use lakehouse::{Commit, DayWrite, Input, Lakehouse, Query, TableWrite};
 pub use ledger::{Run, RunLedger, RunState};
 pub use metrics::Metrics;
 pub use notifier::{Alert, Notifier};
@@ -37,6 +39,8 @@ pub struct Ports {
     pub env: Arc<dyn Env>,
     /// Source tables.
     pub tables: Arc<dyn TableSource>,
+    /// Dimensions, which enrich the sales; [`NoDimensions`] where there are none.
+    pub dimensions: Arc<dyn DimensionApi>,
     /// Raw objects.
     pub objects: Arc<dyn ObjectStore>,
     /// Delta tables.

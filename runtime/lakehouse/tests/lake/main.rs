@@ -4,3 +4,4 @@ mod checks;
 mod drawings;
 mod models;
 mod shop;
+mod whole_table;
