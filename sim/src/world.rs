@@ -16,6 +16,7 @@ use arrow::{
 use chrono::{DateTime, Days, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use simulacro_core::{
+    avro::memory::MemoryRegistry,
     batch::{DayError, MART, QUARANTINE, STAGING, WAREHOUSE, canonical_hash, strings},
     contract::Contract,
     history::{Event, RecordedStore, Recorder},
@@ -23,9 +24,11 @@ use simulacro_core::{
     ports::{Input, Lakehouse, NoDimensions, PortError, Ports, Query, Warehouse},
 };
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
+use simulacro_log::{Limits, Settings};
 use simulacro_shop::cdnow;
 
 use crate::{
+    broker::SimBroker,
     faults::Fault,
     host::Host,
     interpose,
@@ -210,6 +213,8 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
     let notifier = Arc::new(SimNotifier { env: env.clone(), raised: Mutex::new(Vec::new()), host: host.clone() });
     let ledger = Arc::new(SimLedger::new(host.clone()));
 
+    // No scenario of this world streams yet; the log and the registry are there because every assembly has them.
+    let broker = SimBroker::new(env.clone(), Limits::KAFKA, Duration::from_millis(1));
     // A started process knows nothing: it connects to the services anew.
     let connect = {
         let (env, source, notifier, ledger) = (env.clone(), source.clone(), notifier.clone(), ledger.clone());
@@ -224,6 +229,8 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
                 tables: source.clone(),
                 dimensions: Arc::new(NoDimensions),
                 objects: Arc::new(PortStore::new(service.clone())),
+                log: Arc::new(broker.client(Settings::KAFKA)),
+                registry: Arc::new(MemoryRegistry::default()),
                 lakehouse: Arc::new(OnHost { inner: lakehouse, store: service.clone() }),
                 warehouse: Arc::new(OnHost { inner: warehouse, store: service.clone() }),
                 ledger: ledger.clone(),

@@ -25,7 +25,10 @@ use simulacro_adapters::{
 use simulacro_core::{
     batch::{DayError, DayReport, MART, STAGING, arrow_schema, canonical_hash},
     contract::{Contract, catalogue, check},
-    dimensions::{Dimension, PIPELINE, StaleDimension, from_tables::FromTables, newest, paged::PageLimits},
+    dimensions::{
+        Dimension, FetchPolicy, PIPELINE, StaleDimension, from_tables::FromTables, newest, paged::PageLimits, refresh_api,
+    },
+    history::RecordedStore,
     orchestrator::{RetryPolicy, SourcePolicy},
     platform::{Config, Platform},
     ports::{
@@ -33,7 +36,13 @@ use simulacro_core::{
         RunState, TableSource,
     },
 };
-use simulacro_sim::dimension_api::{ApiFault, DirectLink, Service, client, lock};
+use simulacro_lakehouse::DeltaLakehouse;
+use simulacro_sim::{
+    dimension_api::{ApiFault, DirectLink, Service, client, lock},
+    faults::StoreFault,
+    host::Host,
+    store::{DirectStore, ObjectService, Operation},
+};
 
 use crate::{
     conformance::{
@@ -655,6 +664,109 @@ async fn processes_that_refresh_at_once_leave_one_line_of_versions() {
     assert_eq!(newest.version as usize, manifests.len(), "no number is missing or used twice: {manifests:?}");
     let rows = shop.rows("SELECT product_id, categoria FROM t", Dimension::Productos.table()).await;
     assert_eq!(rows, [some(&["p-1", "libros"])]);
+}
+
+/// A pager as a service is: what is open, and how often each key was raised.
+#[derive(Debug, Default)]
+struct OpenAlerts(Mutex<(BTreeSet<String>, u64)>);
+
+#[async_trait]
+impl Notifier for OpenAlerts {
+    async fn raise(&self, alert: &Alert) -> Result<()> {
+        let mut state = self.0.lock().expect("the pager");
+        state.1 += 1;
+        state.0.insert(alert.dedup_key.clone());
+        Ok(())
+    }
+    async fn resolve(&self, dedup_key: &str) -> Result<()> {
+        self.0.lock().expect("the pager").0.remove(dedup_key);
+        Ok(())
+    }
+}
+
+/// Three rounds: a first version, an API that is away, another version. Each is repeated until it works, as an orchestrator
+/// would, over a store with a host that dies and faults. Returns calls, deaths and hits of the faults.
+async fn three_rounds(dies_at: Option<u64>, faults: Vec<StoreFault>, base: &Ports) -> (u64, u64, u64) {
+    let host = Arc::new(Host::new("worker", dies_at));
+    let store = ObjectService::new(host.clone(), faults);
+    let objects = Arc::new(DirectStore(store.clone()));
+    let below = RecordedStore { inner: objects.clone(), recorder: base.recorder.clone() };
+    let lakehouse = Arc::new(DeltaLakehouse::new(Arc::new(below)));
+    let clock = Arc::new(Clock::at("2024-03-18T00:00:00Z"));
+    let service = Arc::new(Mutex::new(Service::new(None)));
+    let link = DirectLink {
+        service: service.clone(),
+        env: clock.clone(),
+        latency: Duration::from_millis(5),
+        timeout: Duration::from_secs(30),
+        token: None,
+    };
+    let pager = Arc::new(OpenAlerts::default());
+    let dimensions = Arc::new(client(link, &["productos"], LIMITS));
+    let ports = Ports { env: clock.clone(), objects, lakehouse, dimensions, notifier: pager.clone(), ..base.clone() };
+    let policy = FetchPolicy { calls: 1, backoff_s: 0, deadline_s: 1 };
+    let row = |id: &str| json!({"product_id": id, "categoria": "c", "marca": null, "precio": "1.00", "inventario": 1});
+    let row = |id: &str| row(id).as_object().expect("an object").clone();
+    for round in 1..=3 {
+        {
+            let mut service = lock(&service);
+            service.heal();
+            match round {
+                1 => service.put(clock.now(), "productos", vec![row("p-1"), row("p-2"), row("p-3")]),
+                2 => service.inject(ApiFault::Refused { status: 503, retry_after_s: None, times: 99 }),
+                _ => service.put(clock.now(), "productos", vec![row("p-4")]),
+            }
+        }
+        let mut tries = 0;
+        while refresh_api(&ports, policy).await.is_err() {
+            tries += 1;
+            assert!(tries < 5, "round {round} does not come to an end");
+            host.revive();
+        }
+        let open = pager.0.lock().expect("the pager").0.len();
+        assert_eq!(open, usize::from(round == 2), "open alerts after round {round}");
+        clock.sleep(Duration::from_secs(6 * 3_600)).await;
+    }
+    let raised = pager.0.lock().expect("the pager").1;
+    assert!((1..=2).contains(&raised), "raised {raised} times, and twice only where a process died between call and mark");
+    let newest = newest(&ports, Dimension::Productos).await.expect("the store answers").expect("a version");
+    assert_eq!(newest.rows, 1);
+    let paths: Vec<String> = store.paths().into_iter().filter(|p| p.starts_with("dim/raw/")).collect();
+    let count = |part: &str| paths.iter().filter(|p| p.contains(part)).count();
+    assert_eq!((count("/part-"), count("/_candidate/"), count("/_alert")), (2, 0, 0), "{paths:?}");
+    assert_eq!(count("/_manifest/"), newest.version as usize, "{paths:?}");
+    let table = Dimension::Productos.table();
+    let query = Query { sql: "SELECT product_id FROM t".into(), inputs: vec![("t".into(), Input::Delta(table.into()))] };
+    assert_eq!(texts(&ports.lakehouse.query(&query).await.expect("the table is read")), [some(&["p-4"])]);
+    (store.calls(), host.deaths(), store.hits().into_iter().sum())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_dies_at_any_call_to_the_store_leaves_what_the_next_one_completes() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let base = ports(Arc::new(Ventas::default()), dir.path()).await;
+    let (calls, _, _) = three_rounds(None, Vec::new(), &base).await;
+    assert!(calls > 40, "{calls}");
+    for at in 1..=calls {
+        // The last calls are those with which the test looks; a death there is nobody's.
+        let (_, deaths, _) = three_rounds((at <= calls - 8).then_some(at), Vec::new(), &base).await;
+        assert_eq!(deaths, u64::from(at <= calls - 8), "call {at}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_the_store_that_is_lost_changes_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let base = ports(Arc::new(Ventas::default()), dir.path()).await;
+    for after in 0.. {
+        let lost = |operation| StoreFault::ReplyLost { operation, path: "dim/".into(), after, times: 1 };
+        let (_, _, hits) = three_rounds(None, vec![lost(Operation::Put)], &base).await;
+        if hits == 0 {
+            assert!(after > 10, "{after} puts in all");
+            break;
+        }
+        three_rounds(None, vec![lost(Operation::Delete)], &base).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

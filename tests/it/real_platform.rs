@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, num::NonZeroUsize, path::Path, sync::Arc};
 
 use simulacro_adapters::{
     CopyReader, CsvSource, NaiveTimestamps, PostgresLedger, PostgresSource, PostgresSourceConfig, PostgresWarehouse,
-    PrometheusMetrics, Services, connect, connect_embedded,
+    PrometheusMetrics, Services, connect, connect_embedded, embedded_events,
 };
 use simulacro_core::{
     batch::{MART, QUARANTINE, STAGING, WAREHOUSE, canonical_hash, strings},
@@ -92,7 +92,10 @@ async fn real_services_give_the_tables_of_the_embedded_run() {
         naive_timestamps: NaiveTimestamps::Utc,
         limits: CopyLimits::STANDARD,
     };
+    let (log, registry) = embedded_events(dir.path());
     let services = Services {
+        log,
+        registry,
         tables: Arc::new(PostgresSource::new(server.clone(), source)),
         objects: Arc::new(s3.store()),
         ledger: Arc::new(PostgresLedger::open(server.clone()).await.expect("a ledger")),

@@ -12,6 +12,7 @@ use std::{
 use simulacro_adapters::{EmbeddedLogConfig, EmbeddedRegistry, SystemEnv, open_embedded_log};
 use simulacro_core::{
     avro::{Click, Limits, MetricaRealtime, Row, RowDecoder},
+    history::Event,
     ports::event_log::{EventLog, TopicPartition},
 };
 use simulacro_shop::{cdnow, clicks};
@@ -168,6 +169,49 @@ async fn one_worker_or_three_give_the_windows_of_a_naive_computation_and_the_rev
     let compared = succeeds(&three, "reconcile", &["--date", DAY]);
     assert!(compared.contains("pass (0.00 %)") && compared.contains("unexplained: 0.00\n"), "{compared}");
     assert_eq!(compared.matches("pass (0.00 %)").count(), 6, "five regions and the total: {compared}");
+}
+
+#[test]
+fn every_call_of_the_stream_is_in_the_history() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let data = dir.path().join("data");
+    produce(&data, &clicks::Options::calm(14, 100));
+    succeeds(&data, "stream", &["--until-caught-up"]);
+    let history = std::fs::read_to_string(data.join("history.jsonl")).expect("a history");
+    let events: Vec<Event> = history.lines().map(|line| serde_json::from_str(line).expect("an event")).collect();
+    let number = |event: &Event, key: &str| event.refs.pointer(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let calls = |component: &str, call: &str| -> Vec<&Event> {
+        events.iter().filter(|e| e.component == component && e.call == call && e.outcome == "ok").collect()
+    };
+    let sent: u64 = calls("producer", "send").iter().map(|e| number(e, "/records/ecommerce.clicks")).sum();
+    let polled: u64 = calls("consumer", "poll")
+        .iter()
+        .filter(|e| e.refs["partition"].as_str().is_some_and(|p| p.starts_with("ecommerce.clicks-")))
+        .map(|e| number(e, "/records"))
+        .sum();
+    assert!(sent > 500, "the producer's sends tell {sent} records");
+    assert_eq!(sent, polled, "what was sent, and what one undisturbed worker was given");
+    let committed: BTreeSet<&str> = calls("producer", "send_offsets")
+        .iter()
+        .flat_map(|e| e.refs["offsets"].as_object().expect("offsets").keys())
+        .map(String::as_str)
+        .collect();
+    assert!(committed.iter().filter(|p| p.starts_with("ecommerce.clicks-")).count() == 4, "{committed:?}");
+    for (component, call) in [
+        ("event_log", "create_topic"),
+        ("event_log", "offsets"),
+        ("event_log", "join"),
+        ("event_log", "producer"),
+        ("producer", "begin"),
+        ("producer", "commit"),
+        ("consumer", "close"),
+        ("schema_registry", "register"),
+        ("schema_registry", "schema"),
+    ] {
+        assert!(!calls(component, call).is_empty(), "no {call} of {component} is in the history");
+    }
+    let silent = calls("consumer", "poll").iter().filter(|e| !e.refs["nothing"].is_null()).count();
+    assert!(silent < events.len() / 4, "polls that bring nothing are folded: {silent} of {}", events.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ mod dimension_http;
 mod embedded_log;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod lazy_log;
 mod ledger;
 mod metrics;
 mod postgres;
@@ -25,6 +26,7 @@ pub use dimension_http::{HttpDimensions, HttpDimensionsSettings};
 pub use embedded_log::{EmbeddedLog, EmbeddedLogConfig, FileLink, open_embedded_log};
 #[cfg(feature = "kafka")]
 pub use kafka::{KafkaConfig, KafkaLog};
+pub use lazy_log::LazyLog;
 pub use ledger::SqliteLedger;
 pub use metrics::PrometheusMetrics;
 pub use postgres::{PostgresServer, disposition};
@@ -40,7 +42,7 @@ use std::{path::Path, sync::Arc};
 use object_store::{ObjectStore, local::LocalFileSystem};
 use simulacro_core::{
     history::{RecordedStore, Recorder},
-    ports::{Metrics, NoDimensions, PortError, Ports, Result, RunLedger, TableSource, Warehouse},
+    ports::{EventLog, Metrics, NoDimensions, PortError, Ports, Result, RunLedger, SchemaRegistry, TableSource, Warehouse},
 };
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
 
@@ -51,6 +53,10 @@ pub struct Services {
     pub tables: Arc<dyn TableSource>,
     /// The store of raw objects and Delta tables.
     pub objects: Arc<dyn ObjectStore>,
+    /// Topics of events.
+    pub log: Arc<dyn EventLog>,
+    /// Schemas of the events.
+    pub registry: Arc<dyn SchemaRegistry>,
     /// Runs.
     pub ledger: Arc<dyn RunLedger>,
     /// The warehouse; `None` keeps it in Delta tables of the same store.
@@ -65,7 +71,7 @@ pub struct Services {
 /// # Errors
 /// `Permanent` when the history cannot be written.
 pub fn connect(services: Services, history: &Path) -> Result<Ports> {
-    let Services { tables, objects, ledger, warehouse, metrics } = services;
+    let Services { tables, objects, log, registry, ledger, warehouse, metrics } = services;
     let env = Arc::new(SystemEnv::default());
     let recorder = Recorder::new(env.clone(), Arc::new(FileHistory::open(history)?));
     // delta-rs reaches the store below the lakehouse port, so its calls are recorded here.
@@ -73,7 +79,15 @@ pub fn connect(services: Services, history: &Path) -> Result<Ports> {
     let lakehouse = Arc::new(DeltaLakehouse::new(below));
     let warehouse = warehouse.unwrap_or_else(|| Arc::new(DeltaWarehouse::new(lakehouse.clone())));
     let (dimensions, notifier) = (Arc::new(NoDimensions), Arc::new(LogNotifier));
-    Ok(Ports { env, tables, dimensions, objects, warehouse, lakehouse, ledger, notifier, metrics, recorder })
+    Ok(Ports { env, tables, dimensions, objects, log, registry, warehouse, lakehouse, ledger, notifier, metrics, recorder })
+}
+
+/// The event log and the registry of a data folder. Neither is opened before its first call, since the log belongs to one
+/// process at a time, and a batch run has no use for it.
+pub fn embedded_events(data: &Path) -> (Arc<dyn EventLog>, Arc<dyn SchemaRegistry>) {
+    let env = Arc::new(SystemEnv::default());
+    let log = LazyLog::new(&data.join("log"), env, EmbeddedLogConfig::STANDARD);
+    (Arc::new(log), Arc::new(EmbeddedRegistry::at(&data.join("registry.json"))))
 }
 
 /// Connects a platform whose lake, ledger and history are in one folder, over any source.
@@ -86,11 +100,13 @@ pub async fn connect_folder(tables: Arc<dyn TableSource>, data: &Path, metrics: 
     let store = LocalFileSystem::new_with_prefix(&lake)
         .map_err(|e| PortError::permanent(format!("open folder {}", lake.display())).because(e))?;
     let ledger = Arc::new(SqliteLedger::open(&data.join("ledger.db")).await?);
-    let services = Services { tables, objects: Arc::new(store), ledger, warehouse: None, metrics };
+    let (log, registry) = embedded_events(data);
+    let services = Services { tables, objects: Arc::new(store), log, registry, ledger, warehouse: None, metrics };
     connect(services, &data.join("history.jsonl"))
 }
 
-/// Connects the embedded platform: a source folder, which may have dimensions beside its tables, and a data folder that holds the lake, the ledger and the history.
+/// Connects the embedded platform: a source folder, which may have dimensions beside its tables, and a data folder that holds
+/// the lake, the ledger and the history.
 ///
 /// # Errors
 /// `Permanent` when a folder cannot be made or the source cannot be read; the text names it.

@@ -28,16 +28,18 @@ pub struct EmbeddedRegistry {
 }
 
 impl EmbeddedRegistry {
+    /// The registry in this file. Nothing is read before the first call, and nothing is made before the first change; a
+    /// file that is not there is an empty registry.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     /// Opens the file, or creates an empty registry with its folder.
     ///
     /// # Errors
     /// `Permanent` when the file cannot be written or is no registry; the text names it.
     pub fn open(path: &Path) -> Result<Self> {
-        if let Some(folder) = path.parent() {
-            let cannot = |e| PortError::permanent(format!("create folder {}", folder.display())).because(e);
-            std::fs::create_dir_all(folder).map_err(cannot)?;
-        }
-        let registry = Self { path: path.to_owned() };
+        let registry = Self::at(path);
         registry.read()?;
         // Fails here, not at the first record, when the folder cannot be written.
         registry.lock_file()?;
@@ -57,6 +59,10 @@ impl EmbeddedRegistry {
     }
 
     fn lock_file(&self) -> Result<File> {
+        if let Some(folder) = self.path.parent() {
+            let cannot = |e| PortError::permanent(format!("create folder {}", folder.display())).because(e);
+            std::fs::create_dir_all(folder).map_err(cannot)?;
+        }
         let path = self.path.with_extension("lock");
         let cannot = |e| PortError::permanent(format!("open {}", path.display())).because(e);
         File::options().create(true).truncate(false).write(true).open(&path).map_err(cannot)

@@ -22,22 +22,20 @@ use std::{
 use chrono::{DateTime, NaiveDate};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use simulacro_adapters::{
-    EmbeddedLogConfig, EmbeddedRegistry, KafkaConfig, KafkaLog, PrometheusMetrics, SystemEnv, connect_embedded, open_embedded_log,
-};
+use simulacro_adapters::{CsvSource, KafkaConfig, KafkaLog, PrometheusMetrics, connect_folder};
 use simulacro_core::{
     avro::{Click, Limits, MetricaRealtime, Row, RowDecoder, RowEncoder},
     batch::{MART, STAGING, strings},
+    platform::Platform,
     ports::{
-        Compatibility, Env, Input, Lakehouse, PortError, Query, SchemaRegistry,
+        Compatibility, Input, Lakehouse, PortError, Ports, Query,
         event_log::{EventLog, OutRecord, TopicPartition, TopicSpec},
     },
     streaming::{
-        codec::{AvroClicks, AvroMetrics},
         config::StreamConfig,
         event::Fate,
         evidence::{self, Sale},
-        job::{RealtimeMetrics, StreamPorts},
+        job::RealtimeMetrics,
         reconcile::{self, Bounds, Cause, DayReconciliation, Revenue, Side, Verdict},
         status::{JobStatus, existing},
         window::{MetricRow, WindowKind},
@@ -162,9 +160,8 @@ impl std::error::Error for DifferenceTooLarge {}
 /// What every command here needs.
 struct Stage {
     config: StreamConfig,
-    env: Arc<SystemEnv>,
-    log: Arc<dyn EventLog>,
-    registry: Arc<dyn SchemaRegistry>,
+    platform: Platform,
+    metrics: Arc<PrometheusMetrics>,
 }
 
 fn seeds(csv: &str) -> BTreeSet<String> {
@@ -185,13 +182,15 @@ fn load_config(path: Option<&Path>) -> Result<StreamConfig, Failure> {
 impl Stage {
     async fn open(place: &Where) -> Result<Self, Failure> {
         let config = load_config(place.config.as_deref())?;
-        let env = Arc::new(SystemEnv::default());
-        let log: Arc<dyn EventLog> = match &place.kafka {
-            Some(brokers) => Arc::new(KafkaLog::new(KafkaConfig::new(brokers))?),
-            None => Arc::new(open_embedded_log(&place.data.join("log"), env.clone(), EmbeddedLogConfig::STANDARD).await?),
-        };
-        let registry = Arc::new(EmbeddedRegistry::open(&place.data.join("registry.json"))?);
-        Ok(Self { config, env, log, registry })
+        let metrics = Arc::new(PrometheusMetrics::default());
+        // Nothing is read from a source here, so an empty one will do.
+        let empty = tempfile::tempdir()?;
+        let mut ports = connect_folder(Arc::new(CsvSource::open(empty.path())?), &place.data, metrics.clone()).await?;
+        if let Some(brokers) = &place.kafka {
+            ports.log = Arc::new(KafkaLog::new(KafkaConfig::new(brokers))?);
+        }
+        let platform = Platform::new(crate::default_config(), crate::load_contract("ventas")?, ports);
+        Ok(Self { config, platform, metrics })
     }
 
     /// As [`Stage::open`], for commands that only look: a folder that is not there is not made.
@@ -202,20 +201,23 @@ impl Stage {
         Self::open(place).await
     }
 
-    fn clicks(&self) -> Result<AvroClicks, Failure> {
-        Ok(AvroClicks::new(self.registry.clone(), EmbeddedLogConfig::STANDARD.limits.message_bytes_max)?)
+    fn ports(&self) -> &Ports {
+        &self.platform.ports
+    }
+    fn log(&self) -> &dyn EventLog {
+        self.ports().log.as_ref()
     }
 
     /// All revisions of all windows; none when the job has never run.
     async fn metrics(&self) -> Result<Vec<MetricRow>, Failure> {
         let topic = &self.config.topics.metrics;
-        let limits = Limits { record_bytes_max: EmbeddedLogConfig::STANDARD.limits.message_bytes_max };
-        let mut decoder = RowDecoder::<MetricaRealtime>::new(self.registry.clone(), limits)?;
+        let limits = Limits { record_bytes_max: self.config.record_bytes_max };
+        let mut decoder = RowDecoder::<MetricaRealtime>::new(self.ports().registry.clone(), limits)?;
         let mut rows = Vec::new();
-        for (partition, (mut offset, end)) in existing(self.log.offsets(topic).await)? {
+        for (partition, (mut offset, end)) in existing(self.log().offsets(topic).await)? {
             let at = TopicPartition { topic: topic.clone(), partition };
             while offset < end {
-                let (records, next) = self.log.read(&at, offset, self.config.restore_records).await?;
+                let (records, next) = self.log().read(&at, offset, self.config.restore_records).await?;
                 let values: Vec<_> = records.into_iter().map(|record| record.value).collect();
                 let decoded = decoder.decode(&values).await?;
                 if let Some(reject) = decoded.rejects.first() {
@@ -246,16 +248,16 @@ pub async fn produce(args: ProduceArgs) -> Result<(), Failure> {
     }
     let stage = Stage::open(&args.place).await?;
     let topic = stage.config.topics.clicks.clone();
-    let mut partitions = i32::try_from(existing(stage.log.offsets(&topic).await)?.len())?;
+    let mut partitions = i32::try_from(existing(stage.log().offsets(&topic).await)?.len())?;
     if partitions == 0 {
         partitions = args.partitions;
         let week = Some(Duration::from_secs(7 * 86_400));
-        stage.log.create_topic(&TopicSpec { name: topic.clone(), partitions, retention: week, compact: false }).await?;
+        stage.log().create_topic(&TopicSpec { name: topic.clone(), partitions, retention: week, compact: false }).await?;
     }
-    stage.log.create_topic(&TopicSpec { name: PRODUCED.into(), partitions: 1, retention: None, compact: true }).await?;
+    stage.log().create_topic(&TopicSpec { name: PRODUCED.into(), partitions: 1, retention: None, compact: true }).await?;
     // A producer of this name first: it ends what one that was killed left open, so that the look sees all there is.
-    let mut producer = stage.log.producer(Some("simulacro-produce")).await?;
-    if produced(stage.log.as_ref(), fecha).await? {
+    let mut producer = stage.log().producer(Some("simulacro-produce")).await?;
+    if produced(stage.log(), fecha).await? {
         return Err(format!("produce {fecha}: found that it was produced before; its sales would count twice or be late").into());
     }
     let options = clicks::Options {
@@ -268,7 +270,7 @@ pub async fn produce(args: ProduceArgs) -> Result<(), Failure> {
         malformed: args.malformed,
     };
     let deliveries = clicks::of_day(&purchases, fecha, &options);
-    let mut encoder = RowEncoder::<Click>::register(stage.registry.as_ref(), Compatibility::BackwardTransitive).await?;
+    let mut encoder = RowEncoder::<Click>::register(stage.ports().registry.as_ref(), Compatibility::BackwardTransitive).await?;
     let events: Vec<Click> = deliveries.iter().map(|d| d.click.clone()).collect();
     let encoded = encoder.encode_rows(&events)?;
     let mut records: Vec<OutRecord> = deliveries
@@ -306,7 +308,7 @@ pub async fn produce(args: ProduceArgs) -> Result<(), Failure> {
     let per_transaction = args.rate.map_or(records.len(), |rate| rate as usize);
     for (ordinal, transaction) in records.chunks(per_transaction).enumerate() {
         if ordinal > 0 {
-            stage.env.sleep(Duration::from_secs(1)).await;
+            stage.ports().env.sleep(Duration::from_secs(1)).await;
         }
         producer.begin().await?;
         for part in transaction.chunks(SEND_RECORDS) {
@@ -374,11 +376,8 @@ fn view(job: &RealtimeMetrics, config: &StreamConfig) -> View {
     }
 }
 
-async fn work(stage: Arc<Stage>, ports: StreamPorts, number: u16, all: Views, stop: Arc<AtomicBool>) -> Result<(), PortError> {
-    let decoder = AvroClicks::new(stage.registry.clone(), EmbeddedLogConfig::STANDARD.limits.message_bytes_max)?;
-    let encoder = AvroMetrics::register(stage.registry.as_ref()).await?;
-    let member = format!("worker-{number}");
-    let mut job = RealtimeMetrics::open(stage.config.clone(), ports, &member, Box::new(decoder), Box::new(encoder)).await?;
+async fn work(stage: Arc<Stage>, number: u16, all: Views, stop: Arc<AtomicBool>) -> Result<(), PortError> {
+    let mut job = stage.platform.stream_worker(&stage.config, &format!("worker-{number}")).await?;
     while !stop.load(Ordering::Relaxed) {
         job.step().await?;
         let view = view(&job, &stage.config);
@@ -393,11 +392,11 @@ async fn is_caught_up(stage: &Stage, views: &BTreeMap<u16, View>) -> Result<bool
         return Ok(false);
     }
     for topic in [&stage.config.topics.clicks, &stage.config.topics.partials] {
-        for (partition, (_, end)) in existing(stage.log.offsets(topic).await)? {
+        for (partition, (_, end)) in existing(stage.log().offsets(topic).await)? {
             let at = TopicPartition { topic: topic.clone(), partition };
             let Some(&position) = views.values().find_map(|view| view.positions.get(&at)) else { return Ok(false) };
             // Only markers of transactions may be left.
-            if position < end && !stage.log.read(&at, position, 1).await?.0.is_empty() {
+            if position < end && !stage.log().read(&at, position, 1).await?.0.is_empty() {
                 return Ok(false);
             }
         }
@@ -409,30 +408,28 @@ async fn is_caught_up(stage: &Stage, views: &BTreeMap<u16, View>) -> Result<bool
 pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
     let stage = Arc::new(Stage::open(&args.place).await?);
     let topic = &stage.config.topics.clicks;
-    let inputs = existing(stage.log.offsets(topic).await)?;
+    let inputs = existing(stage.log().offsets(topic).await)?;
     if inputs.is_empty() {
         return Err(format!("stream: found no topic {topic}, expected one that produce has made").into());
     }
-    let metrics = Arc::new(PrometheusMetrics::default());
     if let Some(address) = args.metrics {
-        let bound = telemetry::serve_metrics(address, metrics.clone())
+        let bound = telemetry::serve_metrics(address, stage.metrics.clone())
             .await
             .map_err(|e| format!("listen on {address} for metrics: {e}"))?;
         println!("metrics while it runs: http://{bound}/metrics");
     }
-    let ports = StreamPorts { env: stage.env.clone(), log: stage.log.clone(), metrics: metrics.clone() };
     let (all, stop) = (Views::default(), Arc::new(AtomicBool::new(false)));
-    let began = stage.env.now();
+    let began = stage.ports().env.now();
     if args.place.kafka.is_none() {
         // A process that was killed may have had more workers: what one of them left open hides every later commit until
         // it times out. The log is ours alone, so nobody alive is fenced.
         for number in 0..WORKERS_MAX {
-            stage.log.producer(Some(&format!("{}-worker-{number}", stage.config.group))).await?;
+            stage.log().producer(Some(&format!("{}-worker-{number}", stage.config.group))).await?;
         }
     }
     let mut workers = tokio::task::JoinSet::new();
     for number in 0..args.workers {
-        workers.spawn(work(stage.clone(), ports.clone(), number, all.clone(), stop.clone()));
+        workers.spawn(work(stage.clone(), number, all.clone(), stop.clone()));
     }
     let bar =
         bar(inputs.values().map(|(oldest, end)| (end - oldest).unsigned_abs()).sum(), "{bar:40} {pos}/{len} events  {msg}")?;
@@ -452,7 +449,7 @@ pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
                 signal?;
                 stop.store(true, Ordering::Relaxed);
             }
-            () = stage.env.sleep(LOOK_EVERY) => {
+            () = stage.ports().env.sleep(LOOK_EVERY) => {
                 let now = views(&all);
                 // A partition that changes its worker is nobody's for a moment.
                 read = read.max(now.values().map(|view| view.read).sum());
@@ -480,9 +477,9 @@ pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
     if let Some(failure) = failure {
         return Err(failure);
     }
-    std::fs::write(args.place.data.join("stream.prom"), metrics.handle.render())?;
-    let seconds = (stage.env.now() - began).num_milliseconds() as f64 / 1_000.0;
-    let status = JobStatus::read(&stage.config, stage.log.as_ref()).await?;
+    std::fs::write(args.place.data.join("stream.prom"), stage.metrics.handle.render())?;
+    let seconds = (stage.ports().env.now() - began).num_milliseconds() as f64 / 1_000.0;
+    let status = JobStatus::read(&stage.config, stage.log()).await?;
     info!(read = status.records_read(), closed = time(status.closed_ms()), seconds, "stopped");
     println!("{} in {seconds:.1} s, {} workers", fates(&status), args.workers);
     println!("windows closed to {}", time(status.closed_ms()));
@@ -503,8 +500,8 @@ fn fates(status: &JobStatus) -> String {
 /// Prints how the job stands.
 pub async fn stream_status(args: StatusArgs) -> Result<(), Failure> {
     let stage = Stage::find(&args.place).await?;
-    let status = JobStatus::read(&stage.config, stage.log.as_ref()).await?;
-    let now = stage.env.now().timestamp_millis();
+    let status = JobStatus::read(&stage.config, stage.log()).await?;
+    let now = stage.ports().env.now().timestamp_millis();
     println!("lag {} events, {:.1} s", status.lag_records(), status.lag_ms(now) as f64 / 1_000.0);
     println!("watermark {}, windows closed to {}", time(status.watermark_ms()), time(status.closed_ms()));
     println!("{}", fates(&status));
@@ -540,10 +537,7 @@ pub async fn stream_status(args: StatusArgs) -> Result<(), Failure> {
 pub async fn reconcile(args: ReconcileArgs) -> Result<(), Failure> {
     let stage = Stage::find(&args.place).await?;
     let fecha = args.date;
-    // Nothing is read from a source here, so an empty one will do.
-    let empty = tempfile::tempdir()?;
-    let ports = connect_embedded(empty.path(), &args.place.data, Arc::new(PrometheusMetrics::default())).await?;
-    let lakehouse = ports.lakehouse.as_ref();
+    let lakehouse = stage.ports().lakehouse.as_ref();
     if !lakehouse.exists(MART).await? {
         return Err(format!("reconcile {fecha}: found no {MART} in {}, expected a batch run", args.place.data.display()).into());
     }
@@ -551,14 +545,15 @@ pub async fn reconcile(args: ReconcileArgs) -> Result<(), Failure> {
         revenue: batch_revenue(lakehouse, fecha).await?,
         complete_through: lakehouse.last_epoch(MART, fecha).await?.map(|_| fecha),
     };
-    let status = JobStatus::read(&stage.config, stage.log.as_ref()).await?;
+    let status = JobStatus::read(&stage.config, stage.log()).await?;
     let lateness = i64::try_from(stage.config.allowed_lateness.as_millis())?;
     let rows = stage.metrics().await?;
     let revenue: Revenue = reconcile::daily_revenue(&rows).into_iter().filter(|((day, _), _)| *day == fecha).collect();
     let complete_through = status.closed_ms().and_then(|closed| reconcile::complete_through(closed, lateness));
     let live = Side { revenue, complete_through };
     let sales = sales(lakehouse, fecha).await?;
-    let evidence = evidence::collect(&stage.config, stage.log.as_ref(), &mut stage.clicks()?, fecha, &sales).await?;
+    let evidence =
+        evidence::collect(&stage.config, stage.log(), &mut stage.platform.click_decoder(&stage.config)?, fecha, &sales).await?;
     let days = reconcile::reconcile(&batch, &live, &evidence, &Bounds::specification());
     let Some(day) = days.get(&fecha) else {
         return Err(format!("reconcile {fecha}: found the day on neither side").into());

@@ -4,6 +4,8 @@
 //! [`crate::platform::Platform::new`], so that no assembly can forget them. Object store calls made inside the
 //! lakehouse are recorded by the store that is handed to it, see [`RecordedStore`].
 
+mod log;
+
 use std::{
     fmt,
     sync::Arc,
@@ -91,6 +93,8 @@ pub fn recorded(ports: Ports) -> Ports {
         ledger: Arc::new(Recorded { inner: ports.ledger, recorder: recorder.clone() }),
         notifier: Arc::new(Recorded { inner: ports.notifier, recorder: recorder.clone() }),
         objects: Arc::new(RecordedStore { inner: ports.objects, recorder: recorder.clone() }),
+        log: Arc::new(Recorded { inner: ports.log, recorder: recorder.clone() }),
+        registry: Arc::new(Recorded { inner: ports.registry, recorder: recorder.clone() }),
         env: ports.env,
         metrics: ports.metrics,
         recorder,

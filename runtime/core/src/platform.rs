@@ -11,6 +11,11 @@ use crate::{
     history::recorded,
     orchestrator::{Attempt, RetryPolicy, SourcePolicy, verify_sources},
     ports::{Alert, Disposition, PortError, Ports, Run, RunState},
+    streaming::{
+        codec::{AvroClicks, AvroMetrics},
+        config::StreamConfig,
+        job::{RealtimeMetrics, StreamPorts},
+    },
 };
 
 /// Name of the daily pipeline in the ledger.
@@ -114,6 +119,26 @@ impl Platform {
         };
         ledger.finish(&run).await?;
         result.map(|all| (run, all))
+    }
+
+    /// A decoder of clicks with the platform's registry.
+    ///
+    /// # Errors
+    /// Those of [`AvroClicks::new`].
+    pub fn click_decoder(&self, config: &StreamConfig) -> Result<AvroClicks, PortError> {
+        AvroClicks::new(self.ports.registry.clone(), config.click_bytes_max)
+    }
+
+    /// Opens a worker of the streaming job `realtime_metrics`; `member` is unique in its group and the same after a restart.
+    ///
+    /// # Errors
+    /// Those of [`RealtimeMetrics::open`], and of the registry when it refuses the declaration of the metrics.
+    pub async fn stream_worker(&self, config: &StreamConfig, member: &str) -> Result<RealtimeMetrics, PortError> {
+        let Ports { env, log, metrics, .. } = &self.ports;
+        let ports = StreamPorts { env: env.clone(), log: log.clone(), metrics: metrics.clone() };
+        let decoder = Box::new(self.click_decoder(config)?);
+        let encoder = Box::new(AvroMetrics::register(self.ports.registry.as_ref()).await?);
+        RealtimeMetrics::open(config.clone(), ports, member, decoder, encoder).await
     }
 
     /// One try of a day: one run in the ledger.

@@ -36,6 +36,8 @@ use crate::{
 pub const PIPELINE: &str = "api_dimensiones";
 /// Kind of the alert about a dimension that does not come.
 pub const ALERT: &str = "dimension_stale";
+/// No process judges one candidate for longer: an older one belongs to nobody.
+const LEFT_AFTER: Duration = Duration::from_secs(86_400);
 /// How often a manifest is tried to be written while rivals write theirs.
 const RIVALS: u32 = 8;
 
@@ -401,6 +403,21 @@ async fn judge(ports: &Ports, dimension: Dimension, contract: &Contract, rows: u
     Ok(())
 }
 
+fn candidates(dimension: Dimension) -> Path {
+    Path::from(format!("{}/_candidate", folder(dimension)))
+}
+
+/// Removes candidates that a process has left behind when it died.
+async fn sweep(ports: &Ports, dimension: Dimension) -> Result<()> {
+    let (folder, now) = (candidates(dimension), ports.env.now());
+    let listing = ports.objects.list(Some(&folder));
+    let all: Vec<_> = listing.try_collect().await.map_err(|e| store_error(format!("list {folder}"), e))?;
+    for left in all.into_iter().filter(|m| (now - m.last_modified).to_std().is_ok_and(|age| age > LEFT_AFTER)) {
+        delete(ports, &left.location).await?;
+    }
+    Ok(())
+}
+
 /// Keeps a snapshot as the next version.
 async fn accept(ports: &Ports, dimension: Dimension, contract: &Contract, snapshot: Snapshot) -> Result<Version, NotRefreshed> {
     let mine = NotRefreshed::Port;
@@ -413,7 +430,9 @@ async fn accept(ports: &Ports, dimension: Dimension, contract: &Contract, snapsh
             let sha256 = hex(&Sha256::digest(&bytes));
             // Named by its bytes, so that a rival with other rows writes another object.
             let path = Path::from(format!("{}/part-{sha256}.parquet", folder(dimension)));
-            let candidate = Path::from(format!("{}/_candidate/{sha256}.parquet", folder(dimension)));
+            // Judged under a name of its own, which nobody else takes away.
+            sweep(ports, dimension).await.map_err(mine)?;
+            let candidate = Path::from(format!("{}/{}.parquet", candidates(dimension), ports.env.new_id()));
             let (size, bytes) = (bytes.len() as u64, bytes::Bytes::from(bytes));
             put(ports, &candidate, &bytes).await.map_err(mine)?;
             let judged = judge(ports, dimension, contract, rows, candidate.as_ref()).await;

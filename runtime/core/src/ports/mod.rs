@@ -18,6 +18,7 @@ mod warehouse;
 pub use dimension_api::{DimensionApi, Fetched, NoDimensions, Snapshot, not_offered};
 pub use env::Env;
 pub use error::{Disposition, PortError, Result};
+pub use event_log::EventLog;
 pub use lakehouse::{Commit, DayWrite, Input, Lakehouse, Query, TableWrite};
 pub use ledger::{Run, RunLedger, RunState};
 pub use metrics::Metrics;
@@ -45,6 +46,10 @@ pub struct Ports {
     pub objects: Arc<dyn ObjectStore>,
     /// Delta tables.
     pub lakehouse: Arc<dyn Lakehouse>,
+    /// Topics of events.
+    pub log: Arc<dyn EventLog>,
+    /// Schemas of the events.
+    pub registry: Arc<dyn SchemaRegistry>,
     /// What analysts and the dashboard read.
     pub warehouse: Arc<dyn Warehouse>,
     /// Runs.

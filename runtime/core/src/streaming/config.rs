@@ -110,6 +110,8 @@ pub struct StreamConfig {
     pub commit_records_max: usize,
     /// Bytes of late and dead-lettered records after which a commit is made earlier.
     pub commit_bytes_max: usize,
+    /// Largest event that is decoded, in bytes; a larger one is dead-lettered. The log's own limit, unless that is higher.
+    pub click_bytes_max: usize,
     /// Largest record this job writes, in bytes; below the log's own limit.
     pub record_bytes_max: usize,
     /// Longest wait of one poll.
@@ -180,6 +182,7 @@ impl StreamConfig {
             commit_interval: Duration::from_secs(1),
             commit_records_max: 50_000,
             commit_bytes_max: 8 << 20,
+            click_bytes_max: 1_000_000,
             record_bytes_max: 900 << 10,
             poll_wait: Duration::from_millis(200),
             restore_records: 10_000,
@@ -217,6 +220,7 @@ impl StreamConfig {
         check("exact_users_max", self.exact_users_max, (1..=65_536).contains(&self.exact_users_max), "1 to 65536")?;
         check("pane_keys_max", self.pane_keys_max, (1..=10_000_000).contains(&self.pane_keys_max), "1 to 10000000")?;
         check("commit_records_max", self.commit_records_max, self.commit_records_max > 0, "at least 1")?;
+        check("click_bytes_max", self.click_bytes_max, self.click_bytes_max > 0, "at least 1")?;
         check("restore_records", self.restore_records, self.restore_records > 0, "at least 1")?;
         // One cell with its largest set of users, a page and a region must fit into one record.
         let cell = 8 * self.exact_users_max.max(2_048) + 8_192;
