@@ -685,8 +685,9 @@ impl Notifier for OpenAlerts {
 }
 
 /// Three rounds: a first version, an API that is away, another version. Each is repeated until it works, as an orchestrator
-/// would, over a store with a host that dies and faults. Returns calls, deaths and hits of the faults.
-async fn three_rounds(dies_at: Option<u64>, faults: Vec<StoreFault>, base: &Ports) -> (u64, u64, u64) {
+/// would, over a store with a host that dies and faults. Returns calls, deaths, hits of the faults and
+/// versions.
+async fn three_rounds(dies_at: Option<u64>, faults: Vec<StoreFault>, base: &Ports) -> (u64, u64, u64, u64) {
     let host = Arc::new(Host::new("worker", dies_at));
     let store = ObjectService::new(host.clone(), faults);
     let objects = Arc::new(DirectStore(store.clone()));
@@ -738,18 +739,18 @@ async fn three_rounds(dies_at: Option<u64>, faults: Vec<StoreFault>, base: &Port
     let table = Dimension::Productos.table();
     let query = Query { sql: "SELECT product_id FROM t".into(), inputs: vec![("t".into(), Input::Delta(table.into()))] };
     assert_eq!(texts(&ports.lakehouse.query(&query).await.expect("the table is read")), [some(&["p-4"])]);
-    (store.calls(), host.deaths(), store.hits().into_iter().sum())
+    (store.calls(), host.deaths(), store.hits().into_iter().sum(), newest.version)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_dies_at_any_call_to_the_store_leaves_what_the_next_one_completes() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let base = ports(Arc::new(Ventas::default()), dir.path()).await;
-    let (calls, _, _) = three_rounds(None, Vec::new(), &base).await;
+    let (calls, ..) = three_rounds(None, Vec::new(), &base).await;
     assert!(calls > 40, "{calls}");
     for at in 1..=calls {
         // The last calls are those with which the test looks; a death there is nobody's.
-        let (_, deaths, _) = three_rounds((at <= calls - 8).then_some(at), Vec::new(), &base).await;
+        let (_, deaths, ..) = three_rounds((at <= calls - 8).then_some(at), Vec::new(), &base).await;
         assert_eq!(deaths, u64::from(at <= calls - 8), "call {at}");
     }
 }
@@ -760,7 +761,8 @@ async fn an_answer_of_the_store_that_is_lost_changes_nothing() {
     let base = ports(Arc::new(Ventas::default()), dir.path()).await;
     for after in 0.. {
         let lost = |operation| StoreFault::ReplyLost { operation, path: "dim/".into(), after, times: 1 };
-        let (_, _, hits) = three_rounds(None, vec![lost(Operation::Put)], &base).await;
+        let (_, _, hits, versions) = three_rounds(None, vec![lost(Operation::Put)], &base).await;
+        assert_eq!(versions, 2, "no version was made twice");
         if hits == 0 {
             assert!(after > 10, "{after} puts in all");
             break;

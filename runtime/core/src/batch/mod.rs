@@ -200,8 +200,8 @@ pub async fn run_day(
         let published = report.fates.get("published").copied().unwrap_or(0);
         for batch in ports.lakehouse.query(&Query { sql, inputs: inputs.clone() }).await.map_err(at)? {
             let count = |at: usize| batch.column(at).as_primitive::<arrow::datatypes::Int64Type>().value(0) as u64;
-            // A version with a key twice is refused before it is visible, so a sale that became two is our own mistake.
-            assert_eq!(count(0), published, "the dimensions of {fecha} multiply its sales");
+            // A version with a key twice is refused before it is visible, so a sale that became two, or none, is our own mistake.
+            assert_eq!(count(0), published, "the dimensions of {fecha} change the number of its sales");
             report.unknown = enrichment.unknown.keys().enumerate().map(|(n, name)| (name.clone(), count(n + 1))).collect();
         }
     }

@@ -642,6 +642,7 @@ async fn degrade(ports: &Ports, dimension: Dimension, source: PortError) -> Resu
         let found = format!("version {} of dimension {dimension}, {} old", version.version, spoken(old));
         return Err(too_old(found, source));
     }
+    tracing::warn!(%dimension, version = version.version, age_s = old.as_secs(), %why, "stale dimension serves");
     let stale = StaleDimension { dimension, version: version.version, age_s: old.as_secs(), why };
     Ok(Chosen { dimension, version, stale: Some(stale) })
 }
