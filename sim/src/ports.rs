@@ -21,8 +21,9 @@ use simulacro_core::{
     batch::arrow_schema,
     history::{Event, HistorySink},
     ports::{
-        Alert, Column, Commit, DayWrite, Env, Lakehouse, Metrics, Notifier, PartitionRead, PortError, Query, Result, Run,
-        RunLedger, RunState, TableSource, TableWrite, Warehouse,
+        AddColumns, Alert, Append, Column, Commit, DayWrite, Env, Lakehouse, Metrics, Notifier, Optimize, PartitionRead,
+        PortError, Query, Restore, Result, Rewritten, Run, RunLedger, RunState, Scd2, TableSource, TableVersion, TableWrite,
+        Upsert, Vacuum, Warehouse,
     },
 };
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -318,6 +319,51 @@ impl Lakehouse for OnHost<dyn Lakehouse> {
     }
     async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>> {
         let result = self.inner.last_epoch(table, fecha).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn append(&self, append: Append) -> Result<Commit> {
+        let result = self.inner.append(append).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn upsert(&self, upsert: Upsert) -> Result<Commit> {
+        let result = self.inner.upsert(upsert).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn upsert_scd2(&self, change: Scd2) -> Result<Commit> {
+        let result = self.inner.upsert_scd2(change).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn writer_epoch(&self, table: &str, writer: &str) -> Result<Option<i64>> {
+        let result = self.inner.writer_epoch(table, writer).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn add_columns(&self, change: AddColumns) -> Result<Commit> {
+        let result = self.inner.add_columns(change).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn restore(&self, restore: Restore) -> Result<Commit> {
+        let result = self.inner.restore(restore).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn versions(&self, table: &str, limit: usize) -> Result<Vec<TableVersion>> {
+        let result = self.inner.versions(table, limit).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn optimize(&self, optimize: Optimize) -> Result<Rewritten> {
+        let result = self.inner.optimize(optimize).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn vacuum(&self, vacuum: Vacuum) -> Result<Vec<String>> {
+        let result = self.inner.vacuum(vacuum).await;
         settle(&self.store).await;
         result
     }

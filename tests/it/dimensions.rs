@@ -26,7 +26,8 @@ use simulacro_core::{
     batch::{DayError, DayReport, MART, STAGING, arrow_schema, canonical_hash},
     contract::{Contract, catalogue, check},
     dimensions::{
-        Dimension, FetchPolicy, PIPELINE, StaleDimension, from_tables::FromTables, newest, paged::PageLimits, refresh_api,
+        CLIENTES_DIM, Dimension, FetchPolicy, PIPELINE, StaleDimension, from_tables::FromTables, newest, paged::PageLimits,
+        refresh_api,
     },
     history::RecordedStore,
     orchestrator::{RetryPolicy, SourcePolicy},
@@ -459,6 +460,20 @@ async fn dimensions_enrich_each_sale_once_and_what_is_unknown_is_null_and_counte
     assert_eq!(report.dimensions[0].version, 2);
     assert_eq!(shop.rows(mart, MART).await, [some(&["regular", "90.00", "2"]), some(&["sin_segmento", "60.00", "2"])]);
     assert_eq!(shop.pager.seen().0, []);
+    // The history of customers goes on by days: a day's last values are the day's.
+    shop.clock.set("2024-03-19T03:00:00Z");
+    shop.clientes(&[("u-2", Some("nuevo"), Some("ES"))]);
+    shop.run("2024-03-17").await.expect("the day is published");
+    let history = "SELECT user_id, segmento, CAST(valido_desde AS VARCHAR) AS desde, CAST(valido_hasta AS VARCHAR) AS hasta,
+                          CAST(es_actual AS VARCHAR) AS actual FROM t ORDER BY user_id, desde";
+    let expected = [
+        some(&["u-1", "regular", "2024-03-18", "2024-03-19", "false"]),
+        some(&["u-2", "-", "2024-03-18", "2024-03-19", "false"]),
+        some(&["u-2", "nuevo", "2024-03-19", "-", "true"]),
+    ];
+    assert_eq!(shop.rows(history, CLIENTES_DIM).await, expected);
+    let all = shop.rows("SELECT user_id, segmento FROM t ORDER BY user_id", Dimension::Clientes.table()).await;
+    assert_eq!(all, [some(&["u-1", "regular"]), some(&["u-2", "nuevo"])]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

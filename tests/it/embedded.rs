@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use object_store::{ObjectStore, local::LocalFileSystem, memory::InMemory};
-use simulacro_adapters::{CsvSource, SqliteLedger};
+use simulacro_adapters::{CsvSource, FileHistory, SqliteLedger, SystemEnv};
+use simulacro_core::history::{RecordedStore, Recorder};
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
 
 use crate::conformance;
@@ -29,6 +30,21 @@ async fn sqlite_keeps_the_promises_of_a_ledger() {
 async fn delta_keeps_the_promises_of_a_warehouse() {
     let lakehouse = Arc::new(DeltaLakehouse::new(Arc::new(InMemory::new())));
     conformance::warehouse::check(&DeltaWarehouse::new(lakehouse)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delta_in_memory_keeps_the_promises_of_a_lakehouse() {
+    conformance::lakehouse::check(&DeltaLakehouse::new(Arc::new(InMemory::new()))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delta_in_a_folder_keeps_the_promises_of_a_lakehouse() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let folder = Arc::new(LocalFileSystem::new_with_prefix(dir.path()).expect("the folder opens"));
+    // As in production: the recording store lists in order, which a folder does not.
+    let history = FileHistory::open(&dir.path().join("history.jsonl")).expect("the history opens");
+    let recorder = Recorder::new(Arc::new(SystemEnv::default()), Arc::new(history));
+    conformance::lakehouse::check(&DeltaLakehouse::new(Arc::new(RecordedStore { inner: folder, recorder }))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@ mod days;
 mod demo;
 
 mod bad_input;
+mod bad_world;
 mod commands;
 mod kills;
 mod simulator;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use object_store::{Error, ObjectStoreExt, path::Path};
+use simulacro_lakehouse::DeltaLakehouse;
 
 use crate::{conformance, services::s3::S3};
 
@@ -16,4 +17,10 @@ async fn s3_keeps_the_promises_of_an_object_store() {
     // A wrong secret is refused; it is not taken for a missing object.
     let error = server.store_with_wrong_secret().head(&Path::from("prueba/a")).await.expect_err("refused");
     assert!(!matches!(error, Error::NotFound { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delta_on_s3_keeps_the_promises_of_a_lakehouse() {
+    let Some(server) = S3::start().await else { return };
+    conformance::lakehouse::check(&DeltaLakehouse::new(Arc::new(server.store()))).await;
 }

@@ -25,8 +25,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::ports::{
-    Alert, Column, Commit, DayWrite, DimensionApi, Env, Fetched, Lakehouse, Notifier, PartitionRead, Ports, Query, Result, Run,
-    RunLedger, TableSource, TableWrite, Warehouse,
+    AddColumns, Alert, Append, Column, Commit, DayWrite, DimensionApi, Env, Fetched, Lakehouse, Mark, Notifier, Optimize,
+    PartitionRead, Ports, Query, Restore, Result, Rewritten, Run, RunLedger, Scd2, TableSource, TableVersion, TableWrite, Upsert,
+    Vacuum, Warehouse,
 };
 
 /// One port call.
@@ -149,6 +150,15 @@ impl DimensionApi for Recorded<dyn DimensionApi> {
     }
 }
 
+impl Recorded<dyn Lakehouse> {
+    /// Records a write under a mark, with the version that it came to.
+    fn marked(&self, call: &str, table: &str, mark: &Mark, result: Result<Commit>) -> Result<Commit> {
+        let version = result.as_ref().ok().map(|(Commit::New(version) | Commit::Already(version))| version);
+        let refs = json!({ "table": table, "writer": mark.writer, "epoch": mark.epoch, "version": version });
+        self.recorder.port("lakehouse", call, refs, result)
+    }
+}
+
 #[async_trait]
 impl Lakehouse for Recorded<dyn Lakehouse> {
     async fn overwrite_day(&self, write: DayWrite) -> Result<Commit> {
@@ -160,17 +170,65 @@ impl Lakehouse for Recorded<dyn Lakehouse> {
         self.recorder.port("lakehouse", "overwrite_day", refs, result)
     }
     async fn overwrite_table(&self, write: TableWrite) -> Result<Commit> {
-        let mut refs = json!({ "table": write.table, "epoch": write.epoch });
+        let (table, mark) = (write.table.clone(), write.mark.clone());
         let result = self.inner.overwrite_table(write).await;
-        if let Ok(Commit::New(version) | Commit::Already(version)) = &result {
-            refs["version"] = json!(version);
-        }
-        self.recorder.port("lakehouse", "overwrite_table", refs, result)
+        self.marked("overwrite_table", &table, &mark, result)
     }
     async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>> {
         let result = self.inner.last_epoch(table, fecha).await;
         let epoch = result.as_ref().ok().copied().flatten();
         self.recorder.port("lakehouse", "last_epoch", json!({ "table": table, "fecha": fecha, "epoch": epoch }), result)
+    }
+    async fn append(&self, append: Append) -> Result<Commit> {
+        let (table, mark) = (append.table.clone(), append.mark.clone());
+        let result = self.inner.append(append).await;
+        self.marked("append", &table, &mark, result)
+    }
+    async fn upsert(&self, upsert: Upsert) -> Result<Commit> {
+        let (table, mark) = (upsert.table.clone(), upsert.mark.clone());
+        let result = self.inner.upsert(upsert).await;
+        self.marked("upsert", &table, &mark, result)
+    }
+    async fn upsert_scd2(&self, change: Scd2) -> Result<Commit> {
+        let (table, mark) = (change.table.clone(), change.mark.clone());
+        let result = self.inner.upsert_scd2(change).await;
+        self.marked("upsert_scd2", &table, &mark, result)
+    }
+    async fn writer_epoch(&self, table: &str, writer: &str) -> Result<Option<i64>> {
+        let result = self.inner.writer_epoch(table, writer).await;
+        let epoch = result.as_ref().ok().copied().flatten();
+        self.recorder.port("lakehouse", "writer_epoch", json!({ "table": table, "writer": writer, "epoch": epoch }), result)
+    }
+    async fn add_columns(&self, change: AddColumns) -> Result<Commit> {
+        let (table, mark) = (change.table.clone(), change.mark.clone());
+        let result = self.inner.add_columns(change).await;
+        self.marked("add_columns", &table, &mark, result)
+    }
+    async fn restore(&self, restore: Restore) -> Result<Commit> {
+        let (table, mark) = (restore.table.clone(), restore.mark.clone());
+        let result = self.inner.restore(restore).await;
+        self.marked("restore", &table, &mark, result)
+    }
+    async fn versions(&self, table: &str, limit: usize) -> Result<Vec<TableVersion>> {
+        let result = self.inner.versions(table, limit).await;
+        let found = result.as_ref().ok().map(Vec::len);
+        self.recorder.port("lakehouse", "versions", json!({ "table": table, "found": found }), result)
+    }
+    async fn optimize(&self, optimize: Optimize) -> Result<Rewritten> {
+        let mut refs = json!({ "table": optimize.table });
+        let result = self.inner.optimize(optimize).await;
+        if let Ok(done) = &result {
+            refs["version"] = json!(done.version);
+            refs["files"] = json!([done.files_removed, done.files_added]);
+        }
+        self.recorder.port("lakehouse", "optimize", refs, result)
+    }
+    async fn vacuum(&self, vacuum: Vacuum) -> Result<Vec<String>> {
+        let (table, hours, dry) = (vacuum.table.clone(), vacuum.retention_hours, vacuum.dry_run);
+        let result = self.inner.vacuum(vacuum).await;
+        let files = result.as_ref().ok().map(Vec::len);
+        let refs = json!({ "table": table, "retention_hours": hours, "dry_run": dry, "files": files });
+        self.recorder.port("lakehouse", "vacuum", refs, result)
     }
     async fn query(&self, query: &Query) -> Result<Vec<RecordBatch>> {
         let result = self.inner.query(query).await;

@@ -3,8 +3,14 @@
 //! Everything that could depend on the machine is fixed: one partition, one order. What delta-rs commits is decided
 //! by the epoch in the Delta `txn` action, never by the error it returned: after any error the table is loaded again.
 
+mod commit;
 pub mod copy;
 pub mod models;
+mod scd2;
+mod schema;
+mod upkeep;
+mod upsert;
+mod versions;
 mod warehouse;
 mod whole_table;
 
@@ -28,12 +34,16 @@ use deltalake::{
         scalar::ScalarValue,
     },
     delta_datafusion::DeltaSessionContext,
-    kernel::{Transaction, transaction::CommitProperties},
-    protocol::{SaveMode, checkpoints::create_checkpoint},
+    protocol::SaveMode,
 };
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
-use simulacro_core::ports::{Commit, DayWrite, Input, Lakehouse, PortError, Query, Result, TableWrite};
+use simulacro_core::ports::{
+    AddColumns, Append, Commit, DayWrite, Input, Lakehouse, Optimize, PortError, Query, Restore, Result, Rewritten, Scd2,
+    TableVersion, TableWrite, Upsert, Vacuum,
+};
 use url::Url;
+
+use crate::commit::{Start, Txn, app_id, causes};
 
 /// A checkpoint is written when the log has grown by this many versions.
 pub const CHECKPOINT_EVERY: u64 = 10;
@@ -49,10 +59,6 @@ pub struct DeltaLakehouse {
     opened: Mutex<BTreeMap<String, DeltaTable>>,
     /// The last checkpoint of a table that this process knows of.
     checkpoints: Mutex<BTreeMap<String, u64>>,
-}
-
-fn app_id(table: &str, fecha: NaiveDate) -> String {
-    format!("simulacro:{table}:{fecha}")
 }
 
 fn days_since_epoch(fecha: NaiveDate) -> Option<i32> {
@@ -76,6 +82,7 @@ impl DeltaLakehouse {
             .set_usize("datafusion.execution.meta_fetch_concurrency", 1);
         let state = SessionStateBuilder::new_from_existing(delta.state()).with_config(config).build();
         let ctx = SessionContext::new_with_state(state);
+        ctx.register_udf(schema::not_null());
         let root = Url::parse(ROOT).map_err(|e| broken(e.into()))?;
         ctx.register_object_store(&root, self.store.clone());
         Ok(ctx)
@@ -112,6 +119,10 @@ impl DeltaLakehouse {
         }
     }
 
+    fn checkpointed(&self, table: &str, version: u64) {
+        self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner).insert(table.to_owned(), version);
+    }
+
     fn remember(&self, table: &str, opened: &DeltaTable) {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(table.to_owned(), opened.clone());
     }
@@ -145,6 +156,13 @@ impl DeltaLakehouse {
                     self.open(folder).await?.ok_or_else(|| PortError::permanent(format!("query {folder}: no such table")))?;
                 table.table_provider().await.map_err(|e| failed(e.into()))?
             }
+            Input::DeltaVersion { table, version } => {
+                self.travel(table, *version).await?.table_provider().await.map_err(|e| failed(e.into()))?
+            }
+            Input::DeltaTime { table, at } => {
+                let version = self.version_at(table, *at).await?;
+                self.travel(table, version).await?.table_provider().await.map_err(|e| failed(e.into()))?
+            }
             Input::Parquet(files) => {
                 let paths: Vec<String> = files.iter().map(|f| format!("{ROOT}/{f}")).collect();
                 let frame = ctx.read_parquet(paths, ParquetReadOptions::default()).await.map_err(|e| failed(e.into()))?;
@@ -174,47 +192,27 @@ impl DeltaLakehouse {
         ctx: &SessionContext,
         plan: LogicalPlan,
     ) -> Result<Commit> {
-        let app = app_id(table, fecha);
-        let existing = self.open(table).await?;
-        if let Some(existing) = &existing
-            && Self::epoch(existing, &app).await?.is_some_and(|seen| seen >= epoch)
-        {
-            return Ok(Commit::Already(existing.version().unwrap_or(0)));
-        }
-        let properties = CommitProperties::default()
-            .with_application_transaction(Transaction::new(&app, epoch))
-            .with_max_retries(0)
-            .with_create_checkpoint(false)
-            .with_cleanup_expired_logs(Some(false));
-        let only_day = col("fecha").eq(lit(ScalarValue::Date32(days_since_epoch(fecha))));
-        let base = match existing {
-            Some(existing) => existing.write(vec![]).with_save_mode(SaveMode::Overwrite).with_replace_where(only_day),
-            // The first commit of a table is its creation; a rival loses the race for version 0.
-            None => self
-                .builder(table)?
-                .build()
-                .map_err(|e| PortError::permanent(format!("create {table}")).because(e))?
-                .write(vec![])
-                .with_save_mode(SaveMode::ErrorIfExists)
-                .with_partition_columns(["fecha"]),
+        let txn = Txn { app: app_id(table, &fecha.to_string()), epoch };
+        let existing = match self.start(table, &txn).await? {
+            Start::Done(version) => return Ok(Commit::Already(version)),
+            Start::From(existing) => existing,
         };
-        let result =
-            base.with_input_plan(plan).with_session_state(Arc::new(ctx.state())).with_commit_properties(properties).await;
-        match result {
-            Ok(written) => {
-                self.remember(table, &written);
-                Ok(Commit::New(written.version().unwrap_or(0)))
+        let result = match existing {
+            None => self.create(table, &txn, vec!["fecha".into()], ctx, plan).await,
+            Some(existing) => {
+                let only_day = col("fecha").eq(lit(ScalarValue::Date32(days_since_epoch(fecha))));
+                let plan = schema::conform(ctx, table, &existing, plan)?;
+                existing
+                    .write(vec![])
+                    .with_save_mode(SaveMode::Overwrite)
+                    .with_replace_where(only_day)
+                    .with_input_plan(plan)
+                    .with_session_state(Arc::new(ctx.state()))
+                    .with_commit_properties(txn.properties())
+                    .await
             }
-            Err(e) => {
-                // Success can be reported as an error; the log knows.
-                if let Ok(Some(reloaded)) = self.open(table).await
-                    && Self::epoch(&reloaded, &app).await?.is_some_and(|seen| seen >= epoch)
-                {
-                    return Ok(Commit::Already(reloaded.version().unwrap_or(0)));
-                }
-                Err(PortError::unknown(format!("overwrite {fecha} of {table}, epoch {epoch}")).because(e))
-            }
-        }
+        };
+        self.settle(table, &txn, format!("overwrite {fecha} of {table}, epoch {epoch}"), Some(ctx), result).await
     }
 
     /// Version of the newest checkpoint that the table's own pointer names.
@@ -231,20 +229,12 @@ impl DeltaLakehouse {
 /// What may be done after reading failed: a store that did not answer may answer next time, anything else stays wrong.
 fn read_failed(what: String, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> PortError {
     let error = error.into();
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error.as_ref());
     let mut passing = false;
-    while let Some(cause) = next {
-        // Some libraries box the store's error, and then the box is what stands in the chain; the kernel keeps it inside.
-        let boxed = cause.downcast_ref::<Box<object_store::Error>>().map(AsRef::as_ref);
-        let kept = match cause.downcast_ref::<delta_kernel::Error>() {
-            Some(delta_kernel::Error::ObjectStore(store)) => Some(store),
-            _ => None,
-        };
-        if let Some(store) = cause.downcast_ref::<object_store::Error>().or(boxed).or(kept) {
+    causes(error.as_ref(), |cause| {
+        if let Some(store) = cause.downcast_ref::<object_store::Error>() {
             passing = matches!(store, object_store::Error::Generic { .. } | object_store::Error::JoinError { .. });
         }
-        next = cause.source();
-    }
+    });
     if passing { PortError::retryable(what).because(error) } else { PortError::permanent(what).because(error) }
 }
 
@@ -263,15 +253,53 @@ impl Lakehouse for DeltaLakehouse {
     }
 
     async fn overwrite_table(&self, write: TableWrite) -> Result<Commit> {
-        let (ctx, frame) = self.plan(&write.query).await?;
-        self.replace_table(&write.table, write.epoch, &ctx, frame.into_unoptimized_plan()).await
+        self.replace_table(write).await
     }
 
     async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>> {
         match self.open(table).await? {
             None => Ok(None),
-            Some(opened) => Self::epoch(&opened, &app_id(table, fecha)).await,
+            Some(opened) => Self::epoch(&opened, &app_id(table, &fecha.to_string())).await,
         }
+    }
+
+    async fn append(&self, append: Append) -> Result<Commit> {
+        self.add(append).await
+    }
+
+    async fn upsert(&self, upsert: Upsert) -> Result<Commit> {
+        self.merge(upsert).await
+    }
+
+    async fn upsert_scd2(&self, change: Scd2) -> Result<Commit> {
+        self.change_dimension(change).await
+    }
+
+    async fn writer_epoch(&self, table: &str, writer: &str) -> Result<Option<i64>> {
+        match self.open(table).await? {
+            None => Ok(None),
+            Some(opened) => Self::epoch(&opened, &app_id(table, writer)).await,
+        }
+    }
+
+    async fn add_columns(&self, change: AddColumns) -> Result<Commit> {
+        self.evolve(&change).await
+    }
+
+    async fn restore(&self, restore: Restore) -> Result<Commit> {
+        self.put_back(&restore).await
+    }
+
+    async fn versions(&self, table: &str, limit: usize) -> Result<Vec<TableVersion>> {
+        self.told_versions(table, limit).await
+    }
+
+    async fn optimize(&self, optimize: Optimize) -> Result<Rewritten> {
+        self.rewrite(&optimize).await
+    }
+
+    async fn vacuum(&self, vacuum: Vacuum) -> Result<Vec<String>> {
+        self.remove_unneeded(&vacuum).await
     }
 
     async fn query(&self, query: &Query) -> Result<Vec<RecordBatch>> {
@@ -285,21 +313,7 @@ impl Lakehouse for DeltaLakehouse {
     }
 
     async fn maintain(&self, table: &str) -> Result<()> {
-        let Some(opened) = self.open(table).await? else { return Ok(()) };
-        let version = opened.version().unwrap_or(0);
-        let last = self.last_checkpoint(table).await;
-        let done = match last {
-            Some(last) if version < last + CHECKPOINT_EVERY => last,
-            None if version < CHECKPOINT_EVERY => return Ok(()),
-            _ => {
-                create_checkpoint(&opened, None)
-                    .await
-                    .map_err(|e| PortError::retryable(format!("checkpoint {table} at version {version}")).because(e))?;
-                version
-            }
-        };
-        self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner).insert(table.to_owned(), done);
-        Ok(())
+        self.checkpoint(table).await
     }
 
     async fn exists(&self, table: &str) -> Result<bool> {

@@ -1,60 +1,42 @@
 //! Replacing a whole Delta table: for small tables without days.
 //!
-//! The epoch in the Delta `txn` action decides, as for a day: an older epoch never replaces a newer one. What this leaves
-//! out: tables of facts, which are replaced a day at a time and never as a whole.
+//! What this leaves out: tables of facts, which are replaced a day at a time and never as a whole.
 
 use std::sync::Arc;
 
-use deltalake::{
-    datafusion::{logical_expr::LogicalPlan, prelude::SessionContext},
-    kernel::{Transaction, transaction::CommitProperties},
-    protocol::SaveMode,
-};
-use simulacro_core::ports::{Commit, PortError, Result};
+use deltalake::protocol::SaveMode;
+use simulacro_core::ports::{Commit, Result, TableWrite};
 
-use crate::DeltaLakehouse;
+use crate::{
+    DeltaLakehouse,
+    commit::{Start, Txn},
+    schema::conform,
+};
 
 impl DeltaLakehouse {
-    /// Replaces all rows of a table by those of `plan`, at most once per epoch.
-    pub(crate) async fn replace_table(&self, table: &str, epoch: i64, ctx: &SessionContext, plan: LogicalPlan) -> Result<Commit> {
-        let app = format!("simulacro:{table}");
-        let existing = self.open(table).await?;
-        if let Some(existing) = &existing
-            && Self::epoch(existing, &app).await?.is_some_and(|seen| seen >= epoch)
-        {
-            return Ok(Commit::Already(existing.version().unwrap_or(0)));
-        }
-        let properties = CommitProperties::default()
-            .with_application_transaction(Transaction::new(&app, epoch))
-            .with_max_retries(0)
-            .with_create_checkpoint(false)
-            .with_cleanup_expired_logs(Some(false));
-        let base = match existing {
-            Some(existing) => existing.write(vec![]).with_save_mode(SaveMode::Overwrite),
-            // The first commit of a table is its creation; a rival loses the race for version 0.
-            None => self
-                .builder(table)?
-                .build()
-                .map_err(|e| PortError::permanent(format!("create {table}")).because(e))?
-                .write(vec![])
-                .with_save_mode(SaveMode::ErrorIfExists),
+    /// Replaces all rows of a table.
+    pub(crate) async fn replace_table(&self, write: TableWrite) -> Result<Commit> {
+        let TableWrite { table, mark, query } = write;
+        let txn = Txn::of(&table, &mark);
+        let existing = match self.start(&table, &txn).await? {
+            Start::Done(version) => return Ok(Commit::Already(version)),
+            Start::From(existing) => existing,
         };
-        let result =
-            base.with_input_plan(plan).with_session_state(Arc::new(ctx.state())).with_commit_properties(properties).await;
-        match result {
-            Ok(written) => {
-                self.remember(table, &written);
-                Ok(Commit::New(written.version().unwrap_or(0)))
+        let (ctx, frame) = self.plan(&query).await?;
+        let plan = frame.into_unoptimized_plan();
+        let result = match existing {
+            None => self.create(&table, &txn, Vec::new(), &ctx, plan).await,
+            Some(existing) => {
+                let plan = conform(&ctx, &table, &existing, plan)?;
+                existing
+                    .write(vec![])
+                    .with_save_mode(SaveMode::Overwrite)
+                    .with_input_plan(plan)
+                    .with_session_state(Arc::new(ctx.state()))
+                    .with_commit_properties(txn.properties())
+                    .await
             }
-            Err(e) => {
-                // Success can be reported as an error; the log knows.
-                if let Ok(Some(reloaded)) = self.open(table).await
-                    && Self::epoch(&reloaded, &app).await?.is_some_and(|seen| seen >= epoch)
-                {
-                    return Ok(Commit::Already(reloaded.version().unwrap_or(0)));
-                }
-                Err(PortError::unknown(format!("overwrite {table}, epoch {epoch}")).because(e))
-            }
-        }
+        };
+        self.settle(&table, &txn, format!("overwrite {table}, epoch {}", txn.epoch), Some(&ctx), result).await
     }
 }

@@ -1,5 +1,5 @@
-//! Real services for tests: an address from the environment, else native binaries on loopback, else a loud skip, which
-//! is a failure where `CI=true`.
+//! Real services for tests: an address from the environment, else a container, else native binaries on loopback, else a
+//! loud skip, which is a failure where `CI=true`.
 
 pub mod dimension_api;
 pub mod postgres;

@@ -1,13 +1,14 @@
 //! A PostgreSQL server for tests.
 //!
-//! `SIMULACRO_POSTGRES` is the URL of a server on which the tests may create schemas and roles. Without it, the newest
-//! native server is started in a temporary folder, on loopback, as a user other than root. It ends with the process
-//! that started it, however that ends: a shell beside it waits for the end of its standard input.
+//! `SIMULACRO_POSTGRES` is the URL of a server on which the tests may create schemas and roles. Without it, a container is
+//! started through `SIMULACRO_PROVIDER`, the program in `tests/provider`, where `ci/test` has found a container engine.
+//! Without that, the newest native server is started in a temporary folder, on loopback, as a user other than root. Each
+//! ends with the process that started it, however that ends: a program beside it waits for the end of its standard input.
 #![expect(clippy::disallowed_methods, reason = "a test starts a real server")]
 
 use std::{
     fs,
-    io::Write,
+    io::{BufRead, BufReader, Write},
     net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -112,6 +113,25 @@ impl Postgres {
         Some(postgres)
     }
 
+    /// A server in a container; `None` when nobody has said which program starts one.
+    ///
+    /// # Panics
+    /// When that program fails: it was asked for by name.
+    pub async fn container() -> Option<Self> {
+        let program = std::env::var_os("SIMULACRO_PROVIDER")?;
+        let mut child = Command::new(&program)
+            .arg("postgres")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("start {}: {e}", program.display()));
+        let mut url = String::new();
+        BufReader::new(child.stdout.take().expect("standard output is a pipe")).read_line(&mut url).expect("an address");
+        let options = PgConnectOptions::from_str(url.trim())
+            .unwrap_or_else(|e| panic!("{} said {url:?}, expected the URL of a server: {e}", program.display()));
+        Some(Self { options, shell: Some(child) })
+    }
+
     /// The one server that most tests share; `None`, after a loud skip, when there is none.
     pub async fn shared() -> Option<&'static Self> {
         static SHARED: tokio::sync::OnceCell<Option<Postgres>> = tokio::sync::OnceCell::const_new();
@@ -121,12 +141,15 @@ impl Postgres {
                     let options = PgConnectOptions::from_str(&url).expect("SIMULACRO_POSTGRES is a URL");
                     Some(Self { options, shell: None })
                 }
-                Err(_) => Self::start().await,
+                Err(_) => match Self::container().await {
+                    Some(container) => Some(container),
+                    None => Self::start().await,
+                },
             }
         });
         let shared = shared.await.as_ref();
         if shared.is_none() {
-            super::skip("PostgreSQL", "set SIMULACRO_POSTGRES, or install the package postgresql");
+            super::skip("PostgreSQL", "set SIMULACRO_POSTGRES, start a container engine, or install the package postgresql");
         }
         shared
     }

@@ -95,6 +95,11 @@ impl S3 {
         self.builder(&self.secret).build().expect("a complete configuration")
     }
 
+    /// A client of another bucket, which need not be there.
+    pub fn store_of(&self, bucket: &str) -> AmazonS3 {
+        self.builder(&self.secret).with_bucket_name(bucket).build().expect("a complete configuration")
+    }
+
     /// A client whose secret is another one.
     pub fn store_with_wrong_secret(&self) -> AmazonS3 {
         self.builder("otra").build().expect("a complete configuration")

@@ -10,7 +10,8 @@
 //! version before serves for as long as the contract of its table lets it be stale, with one alert and a mark in the day's
 //! report; after that the day is held. Facts never degrade.
 //!
-//! What this leaves out: the history of customers (SCD type 2), and who calls it when, which is the orchestrator's.
+//! What this leaves out: who calls it when, which is the orchestrator's, and enriching a day by the customers of that day:
+//! a day that is run again takes them as they are now.
 
 pub mod decode;
 pub mod from_tables;
@@ -29,13 +30,18 @@ use sha2::{Digest, Sha256};
 use crate::{
     batch::{OrderFreeHash, UTC, again, each_row, hex, strings},
     contract::{Contract, catalogue},
-    ports::{Alert, Disposition, Fetched, Input, PortError, Ports, Query, Result, Snapshot, TableWrite},
+    ports::{
+        Absent, Alert, Disposition, Effective, Fetched, Input, Mark as Writer, Period, PortError, Ports, Query, Result, Scd2,
+        Snapshot, TableWrite, Upsert,
+    },
 };
 
 /// Name of the pipeline in the ledger that refreshes the dimensions of the API, every six hours.
 pub const PIPELINE: &str = "api_dimensiones";
 /// Kind of the alert about a dimension that does not come.
 pub const ALERT: &str = "dimension_stale";
+/// Folder of the history of customers.
+pub const CLIENTES_DIM: &str = "dim/clientes_dim";
 /// No process judges one candidate for longer: an older one belongs to nobody.
 const LEFT_AFTER: Duration = Duration::from_secs(86_400);
 /// How often a manifest is tried to be written while rivals write theirs.
@@ -482,21 +488,42 @@ async fn confirm(ports: &Ports, dimension: Dimension, known: Version) -> Result<
     .await
 }
 
-/// Brings the Delta table of a dimension to a version. Idempotent: the table keeps the epoch of the version.
+/// Brings the Delta tables of a dimension to a version. Idempotent: the tables keep the epoch of the version.
 ///
-/// This is the one place where dimensions become tables: an upsert of customers and their history belong here.
+/// Products are overwritten; customers are merged into `dim/clientes`, which keeps those who have left, and their history
+/// goes on in `dim/clientes_dim` from the day of the version.
 async fn publish(ports: &Ports, dimension: Dimension, contract: &Contract, version: &Version) -> Result<()> {
     let columns = contract.columns.iter().map(|c| format!("\"{}\"", c.name)).collect::<Vec<_>>().join(", ");
     let loaded_at = version.loaded_at.format("%Y-%m-%dT%H:%M:%S%.6fZ");
-    let write = TableWrite {
-        table: dimension.table().to_owned(),
-        epoch: i64::try_from(version.published).unwrap_or(i64::MAX),
-        query: Query {
-            sql: format!("SELECT {columns}, arrow_cast('{loaded_at}', {UTC}) AS _loaded_at FROM t"),
-            inputs: vec![("t".to_owned(), Input::Parquet(vec![version.file.clone()]))],
-        },
+    let query = Query {
+        sql: format!("SELECT {columns}, arrow_cast('{loaded_at}', {UTC}) AS _loaded_at FROM t"),
+        inputs: vec![("t".to_owned(), Input::Parquet(vec![version.file.clone()]))],
     };
-    again(|| ports.lakehouse.overwrite_table(write.clone())).await?;
+    // One writer for all processes: the number of the version orders them.
+    let mark = Writer { writer: dimension.name().to_owned(), epoch: i64::try_from(version.published).unwrap_or(i64::MAX) };
+    let (table, keys) = (dimension.table().to_owned(), vec![dimension.key().to_owned()]);
+    match dimension {
+        Dimension::Productos => {
+            let write = TableWrite { table, mark, query };
+            again(|| ports.lakehouse.overwrite_table(write.clone())).await?;
+        }
+        Dimension::Clientes => {
+            let change = Scd2 {
+                table: CLIENTES_DIM.to_owned(),
+                mark: mark.clone(),
+                keys: keys.clone(),
+                tracked: dimension.adds().map(str::to_owned).to_vec(),
+                effective: Effective::Date(version.loaded_at.date_naive()),
+                absent: Absent::Ends,
+                period: Period { from: "valido_desde".into(), to: "valido_hasta".into(), current: "es_actual".into() },
+                query: query.clone(),
+            };
+            let upsert = Upsert { table, mark, keys, ignored: vec!["_loaded_at".into()], query };
+            again(|| ports.lakehouse.upsert(upsert.clone())).await?;
+            again(|| ports.lakehouse.upsert_scd2(change.clone())).await?;
+            let _ = ports.lakehouse.maintain(CLIENTES_DIM).await;
+        }
+    }
     // A log that could not be looked after is as readable as before; the history has the error.
     let _ = ports.lakehouse.maintain(dimension.table()).await;
     Ok(())
@@ -752,7 +779,8 @@ mod tests {
             assert!(dimension.adds().iter().all(|c| contract.field(c).is_some()), "{dimension}");
             assert_eq!(dimension.stale_max().expect("an age"), Duration::from_secs(86_400), "{dimension}");
         }
-        let stored = shipped("productos_dim.yaml").expect("a contract");
-        assert_eq!(Dimension::Productos.table(), stored.physical_name);
+        for (table, file) in [(Dimension::Productos.table(), "productos_dim.yaml"), (CLIENTES_DIM, "clientes_dim.yaml")] {
+            assert_eq!(table, shipped(file).expect("a contract").physical_name);
+        }
     }
 }

@@ -19,7 +19,10 @@ pub use dimension_api::{DimensionApi, Fetched, NoDimensions, Snapshot, not_offer
 pub use env::Env;
 pub use error::{Disposition, PortError, Result};
 pub use event_log::EventLog;
-pub use lakehouse::{Commit, DayWrite, Input, Lakehouse, Query, TableWrite};
+pub use lakehouse::{
+    Absent, AddColumns, Append, Commit, DayWrite, Effective, Input, Lakehouse, Mark, Optimize, Period, Query, Restore, Rewritten,
+    Scd2, TableVersion, TableWrite, Upsert, VACUUM_HOURS_MIN, Vacuum,
+};
 pub use ledger::{Run, RunLedger, RunState};
 pub use metrics::Metrics;
 pub use notifier::{Alert, Notifier};

@@ -2,6 +2,9 @@
 
 mod checks;
 mod drawings;
+mod faults;
+mod growth;
+mod laws;
 mod models;
 mod shop;
 mod whole_table;

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use object_store::memory::InMemory;
-use simulacro_core::ports::{Commit, Lakehouse, Query, TableWrite};
+use simulacro_core::ports::{Commit, Lakehouse, Mark, Query, TableWrite};
 use simulacro_lakehouse::DeltaLakehouse;
 
 async fn write(lake: &DeltaLakehouse, epoch: i64, rows: &str) -> Commit {
     let sql = format!("SELECT * FROM (VALUES {rows}) AS v(id, valor)");
-    let write = TableWrite { table: "dim/cosas".into(), epoch, query: Query { sql, inputs: Vec::new() } };
+    let (mark, query) = (Mark { writer: "cosas".into(), epoch }, Query { sql, inputs: Vec::new() });
+    let write = TableWrite { table: "dim/cosas".into(), mark, query };
     lake.overwrite_table(write).await.expect("the table is written")
 }
 
