@@ -1,6 +1,7 @@
 //! The simulator: the production platform in one process, under one seed and one virtual clock.
 
 pub mod broker;
+pub mod dimension_api;
 pub mod faults;
 pub mod host;
 pub mod interpose;

@@ -22,7 +22,7 @@ use simulacro_core::{
     history::{Event, HistorySink},
     ports::{
         AddColumns, Alert, Append, Column, Commit, DayWrite, Env, Lakehouse, Metrics, Notifier, Optimize, PartitionRead,
-        PortError, Query, Restore, Result, Rewritten, Scd2, TableSource, TableVersion, Upsert, Vacuum, Warehouse,
+        PortError, Query, Restore, Result, Rewritten, Scd2, TableSource, TableVersion, TableWrite, Upsert, Vacuum, Warehouse,
     },
 };
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -229,6 +229,10 @@ impl TableSource for SimSource {
         let batch = RecordBatch::try_new(arrow_schema(columns)?, arrays).map_err(bad)?;
         Ok(PartitionRead { expected_rows: n as u64, batches: futures::stream::iter([Ok(batch)]).boxed() })
     }
+    async fn read_table(&self, table: &str, _columns: &[Column]) -> Result<PartitionRead> {
+        // Its one table has days; whoever asks for a table without days asks for one that it does not have.
+        Err(PortError::permanent(format!("read {table}: relation \"{table}\" does not exist")).code("42P01"))
+    }
 }
 
 fn poisoned<T>(_: T) -> PortError {
@@ -248,6 +252,11 @@ pub struct OnHost<T: ?Sized> {
 impl Lakehouse for OnHost<dyn Lakehouse> {
     async fn overwrite_day(&self, write: DayWrite) -> Result<Commit> {
         let result = self.inner.overwrite_day(write).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn overwrite_table(&self, write: TableWrite) -> Result<Commit> {
+        let result = self.inner.overwrite_table(write).await;
         settle(&self.store).await;
         result
     }

@@ -21,7 +21,7 @@ use simulacro_core::{
     contract::Contract,
     history::{Event, RecordedStore, Recorder},
     platform::{DayOutcome, Platform},
-    ports::{Input, Lakehouse, PortError, Ports, Query, Warehouse},
+    ports::{Input, Lakehouse, NoDimensions, PortError, Ports, Query, Warehouse},
 };
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
 use simulacro_log::{Limits, Settings};
@@ -235,6 +235,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
             Ports {
                 env: env.clone(),
                 tables: source.clone(),
+                dimensions: Arc::new(NoDimensions),
                 objects: Arc::new(PortStore::new(service.clone())),
                 log: Arc::new(broker.client(Settings::KAFKA)),
                 registry: Arc::new(MemoryRegistry::default()),

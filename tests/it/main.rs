@@ -21,6 +21,7 @@ mod streaming;
 
 mod conformance;
 mod conformance_registry;
+mod dimensions;
 mod embedded;
 mod notifiers;
 mod postgres;

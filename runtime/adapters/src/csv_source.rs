@@ -22,8 +22,12 @@ use simulacro_core::{
 struct Table {
     columns: Vec<Column>,
     /// Rows by day, in file order; `None` is an empty field.
-    days: BTreeMap<NaiveDate, Vec<Vec<Option<String>>>>,
+    days: BTreeMap<NaiveDate, Vec<Row>>,
+    /// Rows of a table that has no days, in file order.
+    undated: Vec<Row>,
 }
+
+type Row = Vec<Option<String>>;
 
 /// The source.
 #[derive(Debug)]
@@ -114,10 +118,12 @@ impl CsvSource {
             })
             .collect();
         let fecha = names.iter().position(|n| n == "fecha");
-        let mut days: BTreeMap<NaiveDate, Vec<Vec<Option<String>>>> = BTreeMap::new();
+        let (mut days, mut undated) = (BTreeMap::<NaiveDate, Vec<Row>>::new(), Vec::new());
         for (i, row) in rows.into_iter().enumerate() {
-            // A table without days shows its columns, and the contract then says what is missing.
-            let Some(at) = fecha else { break };
+            let Some(at) = fecha else {
+                undated.push(row);
+                continue;
+            };
             let Some(date) = row[at].as_deref().and_then(day) else {
                 return Err(PortError::permanent(format!(
                     "read {place}, line {}: column fecha has {:?}, expected a date such as 1997-01-31",
@@ -127,12 +133,13 @@ impl CsvSource {
             };
             days.entry(date).or_default().push(row);
         }
-        Ok(Table { columns, days })
+        Ok(Table { columns, days, undated })
     }
 
     fn table(&self, table: &str) -> Result<&Arc<Table>> {
         self.tables.get(table).ok_or_else(|| {
             PortError::permanent(format!("read {}: found no {table}.csv in the folder, expected one", self.folder.display()))
+                .code("42P01")
         })
     }
 
@@ -143,6 +150,50 @@ impl CsvSource {
     pub fn days(&self, table: &str) -> Result<Vec<NaiveDate>> {
         Ok(self.table(table)?.days.keys().copied().collect())
     }
+}
+
+/// Rows as the asked columns, one batch.
+fn rows_as(loaded: &Table, rows: &[&Row], columns: &[Column], what: &str) -> Result<PartitionRead> {
+    let schema = arrow_schema(columns)?;
+    let mut arrays: Vec<ArrayRef> = Vec::new();
+    for column in columns {
+        let at = loaded
+            .columns
+            .iter()
+            .position(|c| c.name == column.name)
+            .ok_or_else(|| PortError::permanent(format!("{what}: column {} is missing", column.name)).code("42703"))?;
+        let values = || rows.iter().map(|r| r[at].as_deref());
+        let bad = |v: &str| {
+            PortError::permanent(format!("{what}: column {} has {v:?}, expected {}", column.name, column.physical_type))
+        };
+        let array: ArrayRef = match column.physical_type.as_str() {
+            "decimal(10,2)" => {
+                let v = values().map(|v| v.map(|v| cents(v).ok_or_else(|| bad(v))).transpose()).collect::<Result<Vec<_>>>()?;
+                let array = Decimal128Array::from(v).with_precision_and_scale(10, 2);
+                Arc::new(array.map_err(|e| PortError::permanent(what).because(e))?)
+            }
+            "date" => {
+                let v = values()
+                    .map(|v| {
+                        v.map(|v| day(v).map(|d| (d - NaiveDate::default()).num_days() as i32).ok_or_else(|| bad(v))).transpose()
+                    })
+                    .collect::<Result<Vec<_>>>()?;
+                Arc::new(Date32Array::from(v))
+            }
+            "timestamp" => {
+                let v = values()
+                    .map(|v| {
+                        v.map(|v| DateTime::parse_from_rfc3339(v).map(|t| t.timestamp_micros()).map_err(|_| bad(v))).transpose()
+                    })
+                    .collect::<Result<Vec<_>>>()?;
+                Arc::new(TimestampMicrosecondArray::from(v).with_timezone("UTC"))
+            }
+            _ => Arc::new(values().collect::<StringArray>()),
+        };
+        arrays.push(array);
+    }
+    let batch = RecordBatch::try_new(schema, arrays).map_err(|e| PortError::permanent(what).because(e))?;
+    Ok(PartitionRead { expected_rows: rows.len() as u64, batches: futures::stream::iter([Ok(batch)]).boxed() })
 }
 
 #[async_trait]
@@ -157,54 +208,13 @@ impl TableSource for CsvSource {
 
     async fn read_day(&self, table: &str, fecha: NaiveDate, columns: &[Column]) -> Result<PartitionRead> {
         let loaded = self.table(table)?;
-        let none = Vec::new();
-        let rows = loaded.days.get(&fecha).unwrap_or(&none);
-        let schema = arrow_schema(columns)?;
-        let mut arrays: Vec<ArrayRef> = Vec::new();
-        for column in columns {
-            let at = loaded
-                .columns
-                .iter()
-                .position(|c| c.name == column.name)
-                .ok_or_else(|| PortError::permanent(format!("read {table}: column {} is missing", column.name)))?;
-            let values = || rows.iter().map(|r| r[at].as_deref());
-            let bad = |v: &str| {
-                PortError::permanent(format!(
-                    "read {table} of {fecha}: column {} has {v:?}, expected {}",
-                    column.name, column.physical_type
-                ))
-            };
-            let array: ArrayRef = match column.physical_type.as_str() {
-                "decimal(10,2)" => {
-                    let v =
-                        values().map(|v| v.map(|v| cents(v).ok_or_else(|| bad(v))).transpose()).collect::<Result<Vec<_>>>()?;
-                    let array = Decimal128Array::from(v).with_precision_and_scale(10, 2);
-                    Arc::new(array.map_err(|e| PortError::permanent(format!("read {table} of {fecha}")).because(e))?)
-                }
-                "date" => {
-                    let v = values()
-                        .map(|v| {
-                            v.map(|v| day(v).map(|d| (d - NaiveDate::default()).num_days() as i32).ok_or_else(|| bad(v)))
-                                .transpose()
-                        })
-                        .collect::<Result<Vec<_>>>()?;
-                    Arc::new(Date32Array::from(v))
-                }
-                "timestamp" => {
-                    let v = values()
-                        .map(|v| {
-                            v.map(|v| DateTime::parse_from_rfc3339(v).map(|t| t.timestamp_micros()).map_err(|_| bad(v)))
-                                .transpose()
-                        })
-                        .collect::<Result<Vec<_>>>()?;
-                    Arc::new(TimestampMicrosecondArray::from(v).with_timezone("UTC"))
-                }
-                _ => Arc::new(values().collect::<StringArray>()),
-            };
-            arrays.push(array);
-        }
-        let batch = RecordBatch::try_new(schema, arrays)
-            .map_err(|e| PortError::permanent(format!("read {table} of {fecha}")).because(e))?;
-        Ok(PartitionRead { expected_rows: rows.len() as u64, batches: futures::stream::iter([Ok(batch)]).boxed() })
+        let rows: Vec<&Row> = loaded.days.get(&fecha).into_iter().flatten().collect();
+        rows_as(loaded, &rows, columns, &format!("read {table} of {fecha}"))
+    }
+
+    async fn read_table(&self, table: &str, columns: &[Column]) -> Result<PartitionRead> {
+        let loaded = self.table(table)?;
+        let rows: Vec<&Row> = loaded.days.values().flatten().chain(&loaded.undated).collect();
+        rows_as(loaded, &rows, columns, &format!("read {table}"))
     }
 }

@@ -1,8 +1,10 @@
 //! The real adapters of the ports: system clock, a folder of CSV files or PostgreSQL as source, an event log in files or in
-//! Kafka, schema registries, ledgers and a warehouse in SQLite and PostgreSQL, log notifier, history file, metrics.
+//! Kafka, schema registries, dimensions in a folder or behind an API, ledgers and a warehouse in SQLite and PostgreSQL, log notifier, history file, metrics.
 #![expect(clippy::disallowed_methods, reason = "adapters are the other side of the ports: they own files and the clock")]
 
 mod csv_source;
+mod dimension_folder;
+mod dimension_http;
 mod embedded_log;
 #[cfg(feature = "kafka")]
 mod kafka;
@@ -23,6 +25,8 @@ mod registry_http;
 mod system;
 
 pub use csv_source::CsvSource;
+pub use dimension_folder::FolderDimensions;
+pub use dimension_http::{HttpDimensions, HttpDimensionsSettings};
 pub use embedded_log::{EmbeddedLog, EmbeddedLogConfig, FileLink, open_embedded_log};
 #[cfg(feature = "kafka")]
 pub use kafka::{KafkaConfig, KafkaLog};
@@ -45,7 +49,7 @@ use std::{path::Path, sync::Arc};
 use object_store::{ObjectStore, local::LocalFileSystem};
 use simulacro_core::{
     history::{RecordedStore, Recorder},
-    ports::{EventLog, Metrics, PortError, Ports, Result, RunLedger, SchemaRegistry, TableSource, Warehouse},
+    ports::{EventLog, Metrics, NoDimensions, PortError, Ports, Result, RunLedger, SchemaRegistry, TableSource, Warehouse},
     quality::Scratch,
 };
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
@@ -69,7 +73,8 @@ pub struct Services {
     pub metrics: Arc<dyn Metrics>,
 }
 
-/// Builds the ports over these services; the history goes to a file.
+/// Builds the ports over these services; the history goes to a file. There are no dimensions: whoever has some puts them
+/// into [`Ports::dimensions`].
 ///
 /// # Errors
 /// `Permanent` when the history cannot be written.
@@ -86,8 +91,8 @@ fn assemble(services: Services, env: Arc<SystemEnv>, recorder: Recorder) -> Port
     let below = Arc::new(RecordedStore { inner: objects.clone(), recorder: recorder.clone() });
     let lakehouse = Arc::new(DeltaLakehouse::new(below));
     let warehouse = warehouse.unwrap_or_else(|| Arc::new(DeltaWarehouse::new(lakehouse.clone())));
-    let notifier = Arc::new(LogNotifier);
-    Ports { env, tables, objects, log, registry, warehouse, lakehouse, ledger, notifier, metrics, recorder }
+    let (dimensions, notifier) = (Arc::new(NoDimensions), Arc::new(LogNotifier));
+    Ports { env, tables, dimensions, objects, log, registry, warehouse, lakehouse, ledger, notifier, metrics, recorder }
 }
 
 /// The event log and the registry of a data folder. Neither is opened before its first call, since the log belongs to one
@@ -113,13 +118,15 @@ pub async fn connect_folder(tables: Arc<dyn TableSource>, data: &Path, metrics: 
     connect(services, &data.join("history.jsonl"))
 }
 
-/// Connects the embedded platform: a source folder, and a data folder that holds the lake, the ledger and the history.
+/// Connects the embedded platform: a source folder, which may have dimensions beside its tables, and a data folder that holds
+/// the lake, the ledger and the history.
 ///
 /// # Errors
 /// `Permanent` when a folder cannot be made or the source cannot be read; the text names it.
 pub async fn connect_embedded(source: &Path, data: &Path, metrics: Arc<dyn Metrics>) -> Result<Ports> {
     // The source is read first: when it is damaged, nothing is created.
-    connect_folder(Arc::new(CsvSource::open(source)?), data, metrics).await
+    let (tables, dimensions) = (Arc::new(CsvSource::open(source)?), Arc::new(FolderDimensions::open(source)?));
+    Ok(Ports { dimensions, ..connect_folder(tables, data, metrics).await? })
 }
 
 /// Connects to what a run left in a data folder, only to read it: nothing is created, appended or changed, and the history

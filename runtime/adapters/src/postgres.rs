@@ -85,7 +85,7 @@ pub(crate) fn classify(what: impl Into<String>, error: sqlx::Error) -> PortError
         _ => (String::new(), Disposition::Permanent),
     };
     let code = (!code.is_empty()).then_some(code);
-    PortError { what: what.into(), code, disposition, source: Some(error.into()) }
+    PortError { what: what.into(), code, disposition, retry_after: None, source: Some(error.into()) }
 }
 
 /// The same for a statement that commits: after a lost connection it may have happened.

@@ -405,12 +405,19 @@ impl PostgresSource {
     }
 
     /// The columns of the statement, in the asked order.
-    fn copy_columns(&self, table: &str, declared: &[(String, String)], asked: &[Column]) -> Result<Vec<CopyColumn>> {
+    fn copy_columns(
+        &self,
+        table: &str,
+        declared: &[(String, String)],
+        asked: &[Column],
+        by_day: bool,
+    ) -> Result<Vec<CopyColumn>> {
         let find = |name: &str| declared.iter().find(|(n, _)| n == name).map(|(_, declared)| declared.as_str());
         let missing = |name: &str| PortError::permanent(format!("read {table}: column {name} is missing")).code("42703");
         // Compared with a day, a time would match midnight alone.
         match find("fecha") {
             Some("date") => {}
+            _ if !by_day => {}
             Some(other) => {
                 return Err(
                     PortError::permanent(format!("read {table}: column fecha has type {other}, expected date")).code("42804")
@@ -482,27 +489,15 @@ impl PostgresSource {
     }
 }
 
-#[async_trait]
-impl TableSource for PostgresSource {
-    async fn ping(&self) -> Result<()> {
-        let connection = self.server.connect().await?;
-        self.server.close(connection).await;
-        Ok(())
-    }
-
-    async fn columns(&self, table: &str) -> Result<Vec<Column>> {
-        let mut connection = self.server.connect().await?;
-        let (_, declared) = self.declared(&mut connection, table).await?;
-        self.server.close(connection).await;
-        let column =
-            |(name, declared): (String, String)| Column { name, physical_type: types(&declared, self.config.naive_timestamps).0 };
-        Ok(declared.into_iter().map(column).collect())
-    }
-
-    async fn read_day(&self, table: &str, fecha: NaiveDate, columns: &[Column]) -> Result<PartitionRead> {
-        let what = format!("read {table} of {fecha}");
+impl PostgresSource {
+    /// Reads the rows of a table, of one day when it is given, under one snapshot.
+    async fn read(&self, table: &str, fecha: Option<NaiveDate>, columns: &[Column]) -> Result<PartitionRead> {
+        let what = fecha.map_or_else(|| format!("read {table}"), |fecha| format!("read {table} of {fecha}"));
         let failed = |e: sqlx::Error| classify(what.clone(), e);
-        let day = date_literal(fecha)?;
+        let chosen = match fecha {
+            Some(fecha) => format!("fecha = {}", date_literal(fecha)?),
+            None => "true".to_owned(),
+        };
         let qualified = self.server.table(table)?;
 
         let mut leader = self.lead(table, Self::begin(&qualified, None)).await?;
@@ -514,13 +509,13 @@ impl TableSource for PostgresSource {
             return Err(PortError::permanent(format!("{what}: found snapshot {snapshot:?}, expected hex digits and hyphens")));
         }
         let (is_view, declared) = self.declared(&mut leader, table).await?;
-        let copied = self.copy_columns(table, &declared, columns)?;
+        let copied = self.copy_columns(table, &declared, columns, fecha.is_some())?;
         let places = if is_view { "NULL::text, NULL::text" } else { "min(ctid)::text, max(ctid)::text" };
         // Here the order does not matter: as many processes of the server may count as will read.
         let helpers = self.config.connections.get() - 1;
         let parallel = format!("SET LOCAL max_parallel_workers_per_gather = {}", helpers.min(HELPERS_MAX));
         self.server.run(&mut leader, parallel).await.map_err(failed)?;
-        let count = format!("SELECT count(*), {places} FROM {qualified} WHERE fecha = {day}");
+        let count = format!("SELECT count(*), {places} FROM {qualified} WHERE {chosen}");
         let rows = self.server.rows(&mut leader, count, &[]).await.map_err(failed)?;
         self.server.run(&mut leader, "SET LOCAL max_parallel_workers_per_gather = 0").await.map_err(failed)?;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound).map_err(failed)?;
@@ -531,7 +526,7 @@ impl TableSource for PostgresSource {
 
         let names = columns.iter().map(|c| quote(&c.name)).collect::<Result<Vec<_>>>()?.join(", ");
         let copy =
-            |place: &str| format!("COPY (SELECT {names} FROM {qualified} WHERE fecha = {day}{place}) TO STDOUT (FORMAT binary)");
+            |place: &str| format!("COPY (SELECT {names} FROM {qualified} WHERE {chosen}{place}) TO STDOUT (FORMAT binary)");
         let statements = match (first, last) {
             (Some(first), Some(last)) => {
                 let blocks = u64::from(last.saturating_sub(first)) + 1;
@@ -590,6 +585,32 @@ impl TableSource for PostgresSource {
             }
         });
         Ok(PartitionRead { expected_rows, batches: batches.boxed() })
+    }
+}
+
+#[async_trait]
+impl TableSource for PostgresSource {
+    async fn ping(&self) -> Result<()> {
+        let connection = self.server.connect().await?;
+        self.server.close(connection).await;
+        Ok(())
+    }
+
+    async fn columns(&self, table: &str) -> Result<Vec<Column>> {
+        let mut connection = self.server.connect().await?;
+        let (_, declared) = self.declared(&mut connection, table).await?;
+        self.server.close(connection).await;
+        let column =
+            |(name, declared): (String, String)| Column { name, physical_type: types(&declared, self.config.naive_timestamps).0 };
+        Ok(declared.into_iter().map(column).collect())
+    }
+
+    async fn read_day(&self, table: &str, fecha: NaiveDate, columns: &[Column]) -> Result<PartitionRead> {
+        self.read(table, Some(fecha), columns).await
+    }
+
+    async fn read_table(&self, table: &str, columns: &[Column]) -> Result<PartitionRead> {
+        self.read(table, None, columns).await
     }
 }
 

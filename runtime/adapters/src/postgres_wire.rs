@@ -62,7 +62,7 @@ impl WireError {
             Self::Server { code, .. } => (code.clone(), disposition(code)),
             Self::Protocol { .. } => ("08P01".to_owned(), Disposition::Permanent),
         };
-        PortError { what: what.into(), code: Some(code), disposition, source: Some(self.into()) }
+        PortError { what: what.into(), code: Some(code), disposition, retry_after: None, source: Some(self.into()) }
     }
 }
 

@@ -99,6 +99,9 @@ impl TableSource for NoSource {
     async fn read_day(&self, table: &str, fecha: NaiveDate, _: &[Column]) -> Result<PartitionRead> {
         Err(none(&format!("read {fecha} of {table}")))
     }
+    async fn read_table(&self, table: &str, _: &[Column]) -> Result<PartitionRead> {
+        Err(none(&format!("read {table}")))
+    }
 }
 
 /// The lake of a data folder, for reading. The folder must be there.

@@ -27,9 +27,9 @@ use serde_json::{Value, json};
 
 use crate::contract::check::QualityResult;
 use crate::ports::{
-    AddColumns, Alert, Append, Column, Commit, DayWrite, Env, Fact, Fence, Lakehouse, Lease, Mark, Notifier, Optimize,
-    PartitionRead, PipelineMetric, Ports, Query, Restore, Result, Rewritten, Run, RunLedger, RunStart, Scd2, TableSource,
-    TableVersion, Upsert, Vacuum, Warehouse,
+    AddColumns, Alert, Append, Column, Commit, DayWrite, DimensionApi, Env, Fact, Fence, Fetched, Lakehouse, Lease, Mark,
+    Notifier, Optimize, PartitionRead, PipelineMetric, Ports, Query, Restore, Result, Rewritten, Run, RunLedger, RunStart, Scd2,
+    TableSource, TableVersion, TableWrite, Upsert, Vacuum, Warehouse,
 };
 
 /// One port call.
@@ -90,6 +90,7 @@ pub fn recorded(ports: Ports) -> Ports {
     let recorder = ports.recorder.clone();
     Ports {
         tables: Arc::new(Recorded { inner: ports.tables, recorder: recorder.clone() }),
+        dimensions: Arc::new(Recorded { inner: ports.dimensions, recorder: recorder.clone() }),
         lakehouse: Arc::new(Recorded { inner: ports.lakehouse, recorder: recorder.clone() }),
         warehouse: Arc::new(Recorded { inner: ports.warehouse, recorder: recorder.clone() }),
         ledger: Arc::new(Recorded { inner: ports.ledger, recorder: recorder.clone() }),
@@ -134,6 +135,31 @@ impl TableSource for Recorded<dyn TableSource> {
         let rows = result.as_ref().ok().map(|r| r.expected_rows);
         self.recorder.port("table_source", "read_day", json!({ "table": table, "fecha": fecha, "rows": rows }), result)
     }
+    async fn read_table(&self, table: &str, columns: &[Column]) -> Result<PartitionRead> {
+        let result = self.inner.read_table(table, columns).await;
+        let rows = result.as_ref().ok().map(|r| r.expected_rows);
+        self.recorder.port("table_source", "read_table", json!({ "table": table, "rows": rows }), result)
+    }
+}
+
+#[async_trait]
+impl DimensionApi for Recorded<dyn DimensionApi> {
+    fn offered(&self) -> Vec<String> {
+        self.inner.offered()
+    }
+    async fn fetch(&self, dimension: &str, columns: &[Column], known_etag: Option<&str>) -> Result<Fetched> {
+        let result = self.inner.fetch(dimension, columns, known_etag).await;
+        let mut refs = json!({ "dimension": dimension, "known_etag": known_etag });
+        match &result {
+            Ok(Fetched::NotModified) => refs["not_modified"] = json!(true),
+            Ok(Fetched::Snapshot(snapshot)) => {
+                refs["etag"] = json!(snapshot.etag);
+                refs["rows"] = json!(snapshot.batches.iter().map(RecordBatch::num_rows).sum::<usize>());
+            }
+            Err(_) => {}
+        }
+        self.recorder.port("dimension_api", "fetch", refs, result)
+    }
 }
 
 impl Recorded<dyn Lakehouse> {
@@ -154,6 +180,11 @@ impl Lakehouse for Recorded<dyn Lakehouse> {
             refs["version"] = json!(version);
         }
         self.recorder.port("lakehouse", "overwrite_day", refs, result)
+    }
+    async fn overwrite_table(&self, write: TableWrite) -> Result<Commit> {
+        let (table, mark) = (write.table.clone(), write.mark.clone());
+        let result = self.inner.overwrite_table(write).await;
+        self.marked("overwrite_table", &table, &mark, result)
     }
     async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>> {
         let result = self.inner.last_epoch(table, fecha).await;

@@ -8,6 +8,7 @@ pub mod avro;
 pub mod backfill;
 pub mod batch;
 pub mod contract;
+pub mod dimensions;
 pub mod history;
 pub mod models;
 pub mod orchestrator;

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use crate::{
     batch::{self, DayError, DayReport, Published, STAGING},
     contract::Contract,
+    dimensions::{self, FetchPolicy, Refreshed},
     history::recorded,
     models::{self, Project, SelectError},
     orchestrator::{Attempt, RetryPolicy, SourcePolicy, Telling, verify_sources},
@@ -49,6 +50,8 @@ pub struct Platform {
     pub contract: Contract,
     /// The models that a day makes; `None` is the mart of daily metrics alone, as it ships.
     pub models: Option<Project>,
+    /// How often a dimension is asked for before its version before has to do.
+    pub fetching: FetchPolicy,
     /// Ports, with the recording wrapper on each.
     pub ports: Ports,
 }
@@ -67,7 +70,7 @@ pub struct DayOutcome {
 impl Platform {
     /// Assembles the platform; the only wiring there is.
     pub fn new(config: Config, contract: Contract, ports: Ports) -> Self {
-        Self { config, contract, models: None, ports: recorded(ports) }
+        Self { config, contract, models: None, fetching: FetchPolicy::STANDARD, ports: recorded(ports) }
     }
 
     /// The same platform with the chosen models of a project; the mart of daily metrics is always among those of a day.
@@ -162,6 +165,30 @@ impl Platform {
         result
     }
 
+    /// One round of `api_dimensiones`: refreshes the dimensions of the API, as one run in the ledger of the day of
+    /// `scheduled`. A dimension that did not come makes the run a failed one; its alert has been raised, and the others
+    /// have been refreshed all the same.
+    ///
+    /// # Errors
+    /// When the run could not begin or its end could not be written down, and when the lake, the store or the pager failed.
+    /// `Retryable` with code `BUSY` while another process refreshes them.
+    pub async fn refresh_dimensions(&self, scheduled: DateTime<Utc>) -> Result<(Run, Vec<Refreshed>), PortError> {
+        let (env, ledger) = (&self.ports.env, &self.ports.ledger);
+        let mut run = ledger.begin(dimensions::PIPELINE, scheduled.date_naive(), &env.new_id(), 0, env.now()).await?;
+        let result = dimensions::refresh_api(&self.ports, self.fetching).await;
+        run.finished_at = Some(env.now());
+        (run.state, run.report) = match &result {
+            Ok(all) => {
+                let whole = all.iter().all(|r| r.failed.is_none());
+                let state = if whole { RunState::Succeeded } else { RunState::Failed };
+                (state, serde_json::to_value(all).unwrap_or_default())
+            }
+            Err(error) => (RunState::Failed, serde_json::json!({ "error": error.chain() })),
+        };
+        ledger.finish(&run).await?;
+        result.map(|all| (run, all))
+    }
+
     /// A decoder of clicks with the platform's registry.
     ///
     /// # Errors
@@ -202,7 +229,7 @@ impl Platform {
     pub async fn attempt_day(&self, run: &Run) -> Result<DayReport, DayError> {
         let version = env!("CARGO_PKG_VERSION");
         let project = self.project().map_err(|source| DayError::Port { fecha: run.fecha, source })?;
-        let report = batch::run_day(&self.ports, &self.contract, &project, run.fecha, run.epoch, version).await?;
+        let report = batch::run_day(&self.ports, &self.contract, &project, run.fecha, run.epoch, version, self.fetching).await?;
         let metrics: Vec<_> = report.tasks.iter().map(|task| task.metric(run, version)).collect();
         // The day is published whether or not its numbers can be kept.
         if let Err(e) = self.ports.ledger.put_metrics(&metrics).await {

@@ -13,6 +13,7 @@ mod upkeep;
 mod upsert;
 mod versions;
 mod warehouse;
+mod whole_table;
 
 pub use warehouse::DeltaWarehouse;
 
@@ -39,7 +40,7 @@ use deltalake::{
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use simulacro_core::ports::{
     AddColumns, Append, Commit, DayWrite, Input, Lakehouse, Optimize, PortError, Query, Restore, Result, Rewritten, Scd2,
-    TableVersion, Upsert, Vacuum,
+    TableVersion, TableWrite, Upsert, Vacuum,
 };
 use url::Url;
 
@@ -255,6 +256,10 @@ impl Lakehouse for DeltaLakehouse {
         let (ctx, frame) = self.plan(&write.query).await?;
         let plan = frame.into_unoptimized_plan();
         self.replace_day(&write.table, write.fecha, write.epoch, &ctx, plan).await
+    }
+
+    async fn overwrite_table(&self, write: TableWrite) -> Result<Commit> {
+        self.replace_table(write).await
     }
 
     async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>> {

@@ -133,7 +133,7 @@ fn difference(columns: &Columns<'_>, effective: Effective, absent: Absent) -> St
     let on =
         |a: &str, b: &str| keys.iter().map(|k| format!("{a}.{k} = {b}.{k}", k = quoted(k))).collect::<Vec<_>>().join(" AND ");
     let same = |side: &str| {
-        let equal = tracked.iter().map(|n| format!("{side}.{n} IS NOT DISTINCT FROM o.{n}", n = quoted(n)));
+        let equal = tracked.iter().map(|n| format!("({side}.{n} IS NOT DISTINCT FROM o.{n})", n = quoted(n)));
         format!("({side}.{from} IS NOT NULL AND {})", equal.collect::<Vec<_>>().join(" AND "))
     };
     let key = list("", keys);

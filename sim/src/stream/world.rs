@@ -21,7 +21,7 @@ use simulacro_core::{
     orchestrator::{RetryPolicy, SourcePolicy},
     platform::{Config, Platform},
     ports::{
-        Env, PortError, Ports,
+        Env, NoDimensions, PortError, Ports,
         event_log::{EventLog, TopicPartition, TopicSpec},
     },
     streaming::{config::StreamConfig, event::Fate, status::JobStatus},
@@ -303,6 +303,7 @@ fn elsewhere(broker: &Arc<SimBroker>, recorder: &Recorder) -> Ports {
     let jitter = Mutex::new(Stream::root(0));
     let clock = Arc::new(SimEnv { start, ids: AtomicU64::new(1), jitter });
     Ports {
+        dimensions: Arc::new(NoDimensions),
         env,
         tables: Arc::new(SimSource { server: "postgres".into(), refused: AtomicU64::new(0) }),
         objects: Arc::new(PortStore::new(service)),

@@ -1,5 +1,6 @@
 //! What each port promises, as functions over the port: every adapter is held to the same promises.
 
+pub mod dimension_api;
 pub mod lakehouse;
 pub mod ledger;
 pub mod notifier;

@@ -92,6 +92,7 @@ pub async fn check(source: &dyn TableSource) {
     a_day_has_exactly_its_rows_in_source_order(source).await;
     a_second_read_gives_equal_batches(source).await;
     columns_come_as_asked(source).await;
+    a_table_is_read_whole(source).await;
     a_day_without_rows_is_empty(source).await;
     what_is_missing_is_permanent_and_named(source).await;
     a_read_that_is_dropped_harms_no_other(source).await;
@@ -129,6 +130,16 @@ async fn columns_come_as_asked(source: &dyn TableSource) {
     assert_eq!(texts(&batches), want);
 }
 
+async fn a_table_is_read_whole(source: &dyn TableSource) {
+    let PartitionRead { expected_rows, batches } = source.read_table("ventas", &columns()).await.expect("the table is there");
+    let mut rows = texts(&batches.try_collect::<Vec<_>>().await.expect("the rows are good"));
+    let mut all: Vec<_> = DAYS.into_iter().flat_map(expected).collect();
+    assert_eq!(expected_rows as usize, all.len());
+    rows.sort();
+    all.sort();
+    assert_eq!(rows, all, "every row once, whatever its day");
+}
+
 async fn a_day_without_rows_is_empty(source: &dyn TableSource) {
     let (count, batches) = read(source, "2001-01-01", &columns()).await;
     assert_eq!((count, texts(&batches).len()), (0, 0));
@@ -141,6 +152,8 @@ async fn what_is_missing_is_permanent_and_named(source: &dyn TableSource) {
     let error = source.read_day("pedidos", day("1997-01-01"), &columns()).await.err().expect("there is no such table");
     assert_eq!(error.disposition, Disposition::Permanent);
     assert!(error.chain().contains("pedidos"), "{}", error.chain());
+    let error = source.read_table("pedidos", &columns()).await.err().expect("there is no such table");
+    assert_eq!((error.disposition, error.code.as_deref()), (Disposition::Permanent, Some("42P01")), "{}", error.chain());
     let mut asked = columns();
     asked.push(Column { name: "moneda".into(), physical_type: "string".into() });
     let error = source.read_day("ventas", day("1997-01-01"), &asked).await.err().expect("there is no such column");

@@ -1,6 +1,7 @@
 //! Real services for tests: an address from the environment, else a container, else native binaries on loopback, else a
 //! loud skip, which is a failure where `CI=true`.
 
+pub mod dimension_api;
 pub mod postgres;
 pub mod registry;
 pub mod s3;

@@ -14,12 +14,12 @@ use sha2::{Digest, Sha256};
 use super::{MART, QUARANTINE, STAGING};
 use crate::ports::{Input, Lakehouse, PortError, Query, Result};
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Calls `visit` with each row as one unambiguous text.
-pub(super) fn each_row(batch: &RecordBatch, mut visit: impl FnMut(&str)) -> Result<()> {
+pub(crate) fn each_row(batch: &RecordBatch, mut visit: impl FnMut(&str)) -> Result<()> {
     let options = FormatOptions::default();
     let columns = batch
         .columns()
@@ -58,13 +58,13 @@ fn add_digest(lanes: &mut [u64; 4], digest: &[u8]) {
 /// Of rows as text it is the first definition of a raw day's content hash, kept for manifests that were written with it, so
 /// that an unchanged day stays the version that it is.
 #[derive(Debug, Default)]
-pub(super) struct OrderFreeHash([u64; 4]);
+pub(crate) struct OrderFreeHash([u64; 4]);
 
 impl OrderFreeHash {
-    pub(super) fn add(&mut self, row: &str) {
+    pub(crate) fn add(&mut self, row: &str) {
         add_digest(&mut self.0, &Sha256::digest(row.as_bytes()));
     }
-    pub(super) fn finish(&self) -> String {
+    pub(crate) fn finish(&self) -> String {
         hex(&self.0.iter().flat_map(|l| l.to_be_bytes()).collect::<Vec<_>>())
     }
 }

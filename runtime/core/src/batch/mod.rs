@@ -19,19 +19,22 @@ use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 
 pub use hash::canonical_hash;
+pub(crate) use hash::{OrderFreeHash, each_row, hex};
 pub use publish::Published;
 pub(crate) use publish::publish;
 pub use raw::{Manifest, ManifestFile, RawDay, RawLayout, arrow_schema, extract_raw};
 pub use tasks::TaskReport;
+pub(crate) use transform::UTC;
 
 use crate::{
     contract::Contract,
+    dimensions::{self, DimensionUse, FetchPolicy, NotChosen, StaleDimension},
     models::Project,
     ports::{Commit, DayWrite, Disposition, Input, PortError, Ports, Query, Result},
 };
 use raw::extract;
 use tasks::Tasks;
-use transform::{UTC, classification};
+use transform::{classification, staged};
 
 /// How often an idempotent call is made before its error counts.
 const CALLS: u32 = 3;
@@ -68,6 +71,15 @@ pub struct DayReport {
     /// The tasks of the day, in their order.
     #[serde(default)]
     pub tasks: Vec<TaskReport>,
+    /// The versions of the dimensions that the day was enriched with; empty when none are set up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dimensions: Vec<DimensionUse>,
+    /// Those of them that were not the present ones: what the dashboard shows as partial data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stale_dimensions: Vec<StaleDimension>,
+    /// Published rows whose customer or product a dimension does not know, by dimension.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unknown: BTreeMap<String, u64>,
 }
 
 /// Why a day stopped before it was published. The previous version stays what it was.
@@ -109,6 +121,7 @@ pub async fn run_day(
     fecha: NaiveDate,
     epoch: i64,
     version: &str,
+    fetching: FetchPolicy,
 ) -> Result<DayReport, DayError> {
     let at = |source| DayError::Port { fecha, source };
     let held = |gate, found: String, expected: String| DayError::Held { fecha, gate, found, expected };
@@ -124,6 +137,8 @@ pub async fn run_day(
     tasks.end("verificar_fuentes", 0, 0, BTreeMap::new(), 0);
     // The volume is judged before the first row is read, so the raw gate takes no time of its own.
     let raw = extract(ports, contract, fecha).await?;
+    // The facts are safe by now, whatever becomes of the dimensions.
+    let chosen = dimensions::choose(ports, fetching).await.map_err(|e| not_chosen(fecha, e))?;
     let rows = raw.manifest.rows;
     tasks.end("extraer_ventas", rows, rows, BTreeMap::new(), raw.manifest.files.iter().map(|f| f.bytes).sum());
     tasks.end("quality_gate_raw", rows, rows, BTreeMap::new(), 0);
@@ -141,6 +156,8 @@ pub async fn run_day(
         raw_version: raw.manifest.version,
         raw_hash: raw.manifest.content_hash.clone(),
         raw_bytes: raw.manifest.files.iter().map(|f| f.bytes).sum(),
+        dimensions: chosen.iter().map(|c| c.reference()).collect(),
+        stale_dimensions: chosen.iter().filter_map(|c| c.stale.clone()).collect(),
         ..DayReport::default()
     };
     for batch in ports.lakehouse.query(&counts).await.map_err(at)? {
@@ -192,27 +209,22 @@ pub async fn run_day(
         return Err(held("quality_gate_final", format!("revenue of {} cents", report.revenue_cents), "more than 0".into()));
     }
 
-    write(
-        ports,
-        DayWrite {
-            table: STAGING.into(),
-            fecha,
-            epoch,
-            query: Query {
-                sql: format!(
-                    "SELECT order_id, user_id, product_id, monto AS monto_bruto, descuento,
-                        CAST(monto - descuento AS DECIMAL(10,2)) AS monto_neto, region, timestamp_venta, fecha,
-                        arrow_cast('{stamp}', {UTC}) AS _loaded_at, _source_hash,
-                        CAST(NULL AS VARCHAR) AS segmento, CAST(NULL AS VARCHAR) AS pais,
-                        CAST(NULL AS VARCHAR) AS categoria, CAST(NULL AS VARCHAR) AS marca
-                 FROM ({classified}) WHERE fate = 'published'"
-                ),
-                inputs,
-            },
-        },
-    )
-    .await
-    .map_err(at)?;
+    let enrichment = dimensions::enrichment(&chosen);
+    let inputs: Vec<(String, Input)> = inputs.into_iter().chain(enrichment.inputs.iter().cloned()).collect();
+    if !enrichment.unknown.is_empty() {
+        let counts = enrichment.unknown.values().map(|c| format!(", count(*) FILTER (WHERE {c})")).collect::<String>();
+        let joins = &enrichment.joins;
+        let sql = format!("SELECT count(*){counts} FROM ({classified}) AS v{joins} WHERE v.fate = 'published'");
+        let published = report.fates.get("published").copied().unwrap_or(0);
+        for batch in ports.lakehouse.query(&Query { sql, inputs: inputs.clone() }).await.map_err(at)? {
+            let count = |at: usize| batch.column(at).as_primitive::<arrow::datatypes::Int64Type>().value(0) as u64;
+            // A version with a key twice is refused before it is visible, so a sale that became two, or none, is our own mistake.
+            assert_eq!(count(0), published, "the dimensions of {fecha} change the number of its sales");
+            report.unknown = enrichment.unknown.keys().enumerate().map(|(n, name)| (name.clone(), count(n + 1))).collect();
+        }
+    }
+    let query = Query { sql: staged(&classified, &enrichment, &stamp.to_string()), inputs };
+    write(ports, DayWrite { table: STAGING.into(), fecha, epoch, query }).await.map_err(at)?;
 
     let published = report.fates.get("published").copied().unwrap_or(0);
     let dropped = report.fates.iter().filter(|(fate, _)| *fate != "published").map(|(f, n)| (f.clone(), *n)).collect();
@@ -229,6 +241,22 @@ pub async fn run_day(
     Ok(report)
 }
 
+/// What the lack of a dimension means for a day. One that may come again is worth the retries of the run; one that is refused
+/// as it stands holds the day.
+fn not_chosen(fecha: NaiveDate, error: NotChosen) -> DayError {
+    match error {
+        NotChosen::Port(source) => DayError::Port { fecha, source },
+        NotChosen::TooOld { found, expected, source, .. } if source.disposition == Disposition::Permanent => {
+            DayError::Held { fecha, gate: "dimensions_fresh", found: format!("{found} ({})", source.chain()), expected }
+        }
+        NotChosen::TooOld { found, expected, source, .. } => {
+            let what = format!("use the dimensions: found {found}, expected {expected}");
+            let error = PortError::retryable(what).code("DIMENSION_TOO_OLD").because(source);
+            DayError::Port { fecha, source: error }
+        }
+    }
+}
+
 /// Writes a day under its epoch, so that a repeat is safe.
 async fn write(ports: &Ports, day: DayWrite) -> Result<Commit> {
     again(|| ports.lakehouse.overwrite_day(day.clone())).await
@@ -236,7 +264,7 @@ async fn write(ports: &Ports, day: DayWrite) -> Result<Commit> {
 
 /// Calls, and while nothing is known to be wrong for good calls again at once: at most [`CALLS`] calls in all. Only for
 /// calls that are idempotent. Longer troubles are the retry policy's business.
-async fn again<T, F: Future<Output = Result<T>>>(mut call: impl FnMut() -> F) -> Result<T> {
+pub(crate) async fn again<T, F: Future<Output = Result<T>>>(mut call: impl FnMut() -> F) -> Result<T> {
     let mut calls = 1;
     loop {
         match call().await {

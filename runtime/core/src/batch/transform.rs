@@ -1,20 +1,22 @@
 //! The statements over a raw day: which fate each row has, and what staging and the mart hold of it.
 
-use crate::contract::Contract;
+use crate::{contract::Contract, dimensions::Enrichment};
 
-pub(super) const UTC: &str = "'Timestamp(Microsecond, Some(\"UTC\"))'";
+pub(crate) const UTC: &str = "'Timestamp(Microsecond, Some(\"UTC\"))'";
+
+/// Clause of a row whose net amount has no room in its column: a negative descuento on the largest monto.
+const NETO: (&str, &str) =
+    ("monto_neto.decimal(10,2)", "coalesce(monto - descuento > CAST(99999999.99 AS DECIMAL(10,2)), false)");
 
 /// The statement that gives each raw row its one fate.
 ///
 /// Precedence: a business rule rejects, then the contract quarantines, then `_source_hash` deduplicates, then rows
 /// that contradict each other under one `order_id` are all quarantined, and the rest is published.
 pub(super) fn classification(contract: &Contract) -> String {
-    let broken = contract.clauses.iter().map(|c| c.broken_when.clone()).collect::<Vec<_>>();
-    let any_broken = if broken.is_empty() { "false".to_owned() } else { broken.join(" OR ") };
-    let names = contract
-        .clauses
-        .iter()
-        .map(|c| format!("CASE WHEN {} THEN '{}' END", c.broken_when, c.name.replace('\'', "''")))
+    let clauses = || contract.clauses.iter().map(|c| (c.name.as_str(), c.broken_when.as_str())).chain([NETO]);
+    let any_broken = clauses().map(|(_, broken_when)| broken_when).collect::<Vec<_>>().join(" OR ");
+    let names = clauses()
+        .map(|(name, broken_when)| format!("CASE WHEN {broken_when} THEN '{}' END", name.replace('\'', "''")))
         .chain(["CAST(NULL AS VARCHAR)".to_owned()])
         .collect::<Vec<_>>()
         .join(", ");
@@ -42,5 +44,18 @@ pub(super) fn classification(contract: &Contract) -> String {
                      WHEN copy > 1 THEN '_source_hash.duplicate' WHEN versions > 1 THEN 'order_id.unique'
                      ELSE '' END AS clause
          FROM counted"
+    )
+}
+
+/// The statement that gives staging its rows: those published, each exactly once, with what the dimensions tell of them.
+///
+/// A left join: a customer or product that a dimension does not know gives null, never a lost row.
+pub(super) fn staged(classified: &str, enrichment: &Enrichment, stamp: &str) -> String {
+    let Enrichment { columns, joins, .. } = enrichment;
+    format!(
+        "SELECT v.order_id, v.user_id, v.product_id, v.monto AS monto_bruto, v.descuento,
+                CAST(v.monto - v.descuento AS DECIMAL(10,2)) AS monto_neto, v.region, v.timestamp_venta, v.fecha,
+                arrow_cast('{stamp}', {UTC}) AS _loaded_at, v._source_hash, {columns}
+         FROM ({classified}) AS v{joins} WHERE v.fate = 'published'"
     )
 }

@@ -1,5 +1,7 @@
 //! Errors at a port, and what a caller may do after them.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// What a caller may do after an error; the adapter decides, because it saw the code.
@@ -24,27 +26,37 @@ pub struct PortError {
     pub code: Option<String>,
     /// What the caller may do now.
     pub disposition: Disposition,
+    /// How long the service asked to be left alone, counted from its answer; only beside [`Disposition::Retryable`].
+    pub retry_after: Option<Duration>,
     /// The cause.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl PortError {
+    fn new(what: String, disposition: Disposition) -> Self {
+        Self { what, code: None, disposition, retry_after: None, source: None }
+    }
     /// An error that will never go away by itself.
     pub fn permanent(what: impl Into<String>) -> Self {
-        Self { what: what.into(), code: None, disposition: Disposition::Permanent, source: None }
+        Self::new(what.into(), Disposition::Permanent)
     }
     /// An error after which nothing has happened.
     pub fn retryable(what: impl Into<String>) -> Self {
-        Self { what: what.into(), code: None, disposition: Disposition::Retryable, source: None }
+        Self::new(what.into(), Disposition::Retryable)
     }
     /// An error after which the call may have taken effect.
     pub fn unknown(what: impl Into<String>) -> Self {
-        Self { what: what.into(), code: None, disposition: Disposition::Unknown, source: None }
+        Self::new(what.into(), Disposition::Unknown)
     }
     /// Adds the service's own code.
     pub fn code(mut self, code: impl Into<String>) -> Self {
         self.code = Some(code.into());
+        self
+    }
+    /// Adds how long the service asked to be left alone.
+    pub fn retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait;
         self
     }
     /// Adds the cause.

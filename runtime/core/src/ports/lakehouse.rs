@@ -235,6 +235,17 @@ pub struct TableVersion {
     pub files_removed: u64,
 }
 
+/// A whole Delta table, to be replaced: for small tables that have no days, such as dimensions.
+#[derive(Debug, Clone)]
+pub struct TableWrite {
+    /// Folder of the table, for example `dim/productos_dim`.
+    pub table: String,
+    /// Who writes. Give all writers of a table one name: then an older epoch never replaces a newer one.
+    pub mark: Mark,
+    /// The query that yields the table's rows.
+    pub query: Query,
+}
+
 /// What a write did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Commit {
@@ -262,6 +273,12 @@ pub trait Lakehouse: fmt::Debug + Send + Sync {
     /// # Errors
     /// Any disposition. After `Unknown`, repeat the same epoch, never the next.
     async fn overwrite_day(&self, write: DayWrite) -> Result<Commit>;
+    /// Replaces all rows of a table, at most once per mark. Atomic: a reader sees the old rows or the new ones. Creates the
+    /// table when it is missing. An epoch below one that has committed writes nothing either.
+    ///
+    /// # Errors
+    /// Any disposition. After `Unknown`, repeat the same epoch, never the next.
+    async fn overwrite_table(&self, write: TableWrite) -> Result<Commit>;
     /// The highest epoch that has committed for `(table, fecha)`; `None` when there is none.
     async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>>;
     /// Adds rows, at most once per mark. Atomic. Creates the table when it is missing.

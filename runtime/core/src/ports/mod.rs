@@ -3,6 +3,7 @@
 //! Few methods, whole batches, object-safe. No method has a default body: a fault wrapper that forgot to
 //! forward one would silently inject nothing.
 
+mod dimension_api;
 mod env;
 mod error;
 pub mod event_log;
@@ -14,12 +15,13 @@ pub mod schema_registry;
 mod table_source;
 mod warehouse;
 
+pub use dimension_api::{DimensionApi, Fetched, NoDimensions, Snapshot, not_offered};
 pub use env::Env;
 pub use error::{Disposition, PortError, Result};
 pub use event_log::EventLog;
 pub use lakehouse::{
     Absent, AddColumns, Append, Commit, DayWrite, Effective, Input, Lakehouse, Mark, Optimize, Period, Query, Restore, Rewritten,
-    Scd2, TableVersion, Upsert, VACUUM_HOURS_MIN, Vacuum,
+    Scd2, TableVersion, TableWrite, Upsert, VACUUM_HOURS_MIN, Vacuum,
 };
 pub use ledger::{BUSY, FENCED, Fact, Fence, Lease, PipelineMetric, Run, RunLedger, RunStart, RunState};
 pub use metrics::Metrics;
@@ -41,6 +43,8 @@ pub struct Ports {
     pub env: Arc<dyn Env>,
     /// Source tables.
     pub tables: Arc<dyn TableSource>,
+    /// Dimensions, which enrich the sales; [`NoDimensions`] where there are none.
+    pub dimensions: Arc<dyn DimensionApi>,
     /// Raw objects.
     pub objects: Arc<dyn ObjectStore>,
     /// Delta tables.

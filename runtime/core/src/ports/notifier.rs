@@ -12,7 +12,7 @@ use super::Result;
 pub struct Alert {
     /// Alerts with the same key are one incident; at most 255 bytes.
     pub dedup_key: String,
-    /// `source_unavailable`, `run_failed`, `day_held`, `sla_missed`.
+    /// `source_unavailable`, `run_failed`, `day_held`, `sla_missed`, `dimension_stale`.
     pub kind: String,
     /// P1, P2 or P3.
     pub priority: u8,

@@ -45,4 +45,9 @@ pub trait TableSource: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Permanent` for a value that does not fit its column; the text names row, column and value.
     async fn read_day(&self, table: &str, fecha: NaiveDate, columns: &[Column]) -> Result<PartitionRead>;
+    /// Reads all rows of a table, whether or not it has days. Reading changes nothing and may be repeated.
+    ///
+    /// # Errors
+    /// As [`TableSource::read_day`]; `Permanent` with code `42P01` when there is no such table.
+    async fn read_table(&self, table: &str, columns: &[Column]) -> Result<PartitionRead>;
 }

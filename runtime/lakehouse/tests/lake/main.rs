@@ -7,3 +7,4 @@ mod growth;
 mod laws;
 mod models;
 mod shop;
+mod whole_table;
