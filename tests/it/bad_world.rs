@@ -197,14 +197,22 @@ fn ending(data: &Path, folder: &str, suffix: &str) -> PathBuf {
 }
 
 #[test]
-fn a_truncated_raw_object_is_named_and_the_published_day_stays() {
-    let (dir, source, data) = published();
+fn a_truncated_raw_object_is_named_by_a_reader_and_made_anew_by_the_next_run() {
+    let (_dir, source, data) = published();
+    let hashes = |data: &Path| output("simulacro", &["status", "--data", text(data)]).stdout;
     let parquet = ending(&data, "raw", ".parquet");
     truncate(&parquet);
-    let before = files(&data.join("lake/staging"));
-    let run = impatient(dir.path(), &source, &data);
-    has_all(&run, 1, &[parquet.file_name().and_then(|n| n.to_str()).expect("a name")]);
-    assert_eq!(files(&data.join("lake/staging")), before, "nothing is written");
+    let asked = output("simulacro", &["query", "SELECT count(*) FROM raw.ventas", "--data", text(&data)]);
+    has_all(&asked, 1, &[parquet.file_name().and_then(|n| n.to_str()).expect("a name")]);
+    let tables = |out: Vec<u8>| -> Vec<String> {
+        String::from_utf8_lossy(&out).lines().filter(|l| l.contains('/')).map(str::to_owned).collect()
+    };
+    let before = tables(hashes(&data));
+    let run = day(&source, &data);
+    assert!(run.status.success(), "{}", said(&run));
+    assert_eq!(tables(hashes(&data)), before);
+    let asked = output("simulacro", &["query", "SELECT count(*) FROM raw.ventas", "--data", text(&data)]);
+    assert!(asked.status.success(), "{}", said(&asked));
 }
 
 #[test]

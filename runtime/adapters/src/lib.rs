@@ -22,6 +22,7 @@ mod postgres_wire;
 mod read_only;
 mod registry_embedded;
 mod registry_http;
+mod store;
 mod system;
 
 pub use csv_source::CsvSource;
@@ -42,6 +43,7 @@ pub use postgres_warehouse::PostgresWarehouse;
 pub use read_only::{NoHistory, NoSource, ReadOnlyStore, open_lake};
 pub use registry_embedded::EmbeddedRegistry;
 pub use registry_http::{HttpRegistry, HttpRegistrySettings};
+pub use store::{keep_store, kept_store, open_store};
 pub use system::{FileHistory, LogNotifier, SystemEnv};
 
 use std::{path::Path, sync::Arc};
@@ -108,13 +110,18 @@ pub fn embedded_events(data: &Path) -> (Arc<dyn EventLog>, Arc<dyn SchemaRegistr
 /// # Errors
 /// `Permanent` when a folder or a file cannot be made; the text names it.
 pub async fn connect_folder(tables: Arc<dyn TableSource>, data: &Path, metrics: Arc<dyn Metrics>) -> Result<Ports> {
-    let lake = data.join("lake");
-    std::fs::create_dir_all(&lake).map_err(|e| PortError::permanent(format!("create folder {}", lake.display())).because(e))?;
-    let store = LocalFileSystem::new_with_prefix(&lake)
-        .map_err(|e| PortError::permanent(format!("open folder {}", lake.display())).because(e))?;
+    let store = match kept_store(data)? {
+        Some(url) => open_store(&url)?,
+        None => {
+            let lake = data.join("lake");
+            let cannot = |what: &str| PortError::permanent(format!("{what} folder {}", lake.display()));
+            std::fs::create_dir_all(&lake).map_err(|e| cannot("create").because(e))?;
+            Arc::new(LocalFileSystem::new_with_prefix(&lake).map_err(|e| cannot("open").because(e))?)
+        }
+    };
     let ledger = Arc::new(SqliteLedger::open(&data.join("ledger.db")).await?);
     let (log, registry) = embedded_events(data);
-    let services = Services { tables, objects: Arc::new(store), log, registry, ledger, warehouse: None, metrics };
+    let services = Services { tables, objects: store, log, registry, ledger, warehouse: None, metrics };
     connect(services, &data.join("history.jsonl"))
 }
 

@@ -15,7 +15,7 @@ use simulacro_core::{
     ports::{Column, PartitionRead, PortError, Result, TableSource},
 };
 
-use crate::SystemEnv;
+use crate::{SystemEnv, kept_store, open_store};
 
 /// A store that refuses every write, whatever is asked of it above.
 #[derive(Debug)]
@@ -116,13 +116,18 @@ pub fn open_lake(data: &FilePath) -> Result<Arc<dyn ObjectStore>> {
     if !data.is_dir() {
         return Err(missing("such folder".into()));
     }
-    let lake = data.join("lake");
-    if !lake.is_dir() {
-        return Err(missing("folder lake in it".into()));
-    }
-    let store = LocalFileSystem::new_with_prefix(&lake)
-        .map_err(|e| PortError::permanent(format!("open folder {}", lake.display())).because(e))?;
+    let store: Arc<dyn ObjectStore> = match kept_store(data)? {
+        Some(url) => open_store(&url)?,
+        None => {
+            let lake = data.join("lake");
+            if !lake.is_dir() {
+                return Err(missing("folder lake in it".into()));
+            }
+            let cannot = |e| PortError::permanent(format!("open folder {}", lake.display())).because(e);
+            Arc::new(LocalFileSystem::new_with_prefix(&lake).map_err(cannot)?)
+        }
+    };
     // delta-rs needs lists in order of path, which a local folder does not promise.
     let recorder = Recorder::new(Arc::new(SystemEnv::default()), Arc::new(NoHistory));
-    Ok(Arc::new(RecordedStore { inner: Arc::new(ReadOnlyStore(Arc::new(store))), recorder }))
+    Ok(Arc::new(RecordedStore { inner: Arc::new(ReadOnlyStore(store)), recorder }))
 }

@@ -14,7 +14,7 @@ use std::{
 use chrono::NaiveDate;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
-use simulacro_adapters::{PrometheusMetrics, connect_existing, connect_folder};
+use simulacro_adapters::{PrometheusMetrics, connect_existing};
 use simulacro_core::{
     backfill::{self, Applied, Journal, Plan, Policy, Then},
     platform::Platform,
@@ -23,7 +23,7 @@ use simulacro_core::{
 
 use crate::{
     batch,
-    options::{Failure, RunArgs, SourceArgs, load_contract, read},
+    options::{Failure, RunArgs, SourceArgs, StoreArgs, load_contract, read},
     telemetry::Progress,
 };
 
@@ -92,6 +92,8 @@ impl From<After> for Then {
 pub struct ApplyArgs {
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Folder of lake, ledger and history
     #[arg(long)]
     data: PathBuf,
@@ -248,7 +250,7 @@ async fn apply(args: ApplyArgs) -> Result<u8, Failure> {
         (None, Some(from), Some(to)) => (from, to),
         (None, ..) => return Err("apply: found no plan and no range, expected --plan, or --from and --to".into()),
     };
-    let ports = connect_folder(source.tables, &args.data, batch::metrics(args.metrics).await?).await?;
+    let ports = source.connect(&args.store, &args.data, batch::metrics(args.metrics).await?).await?;
     let now = look(&ports, &contract.id, range, args.force).await?;
     let resumed = if args.force { unfinished(&args.data, range, &contract.id)? } else { None };
     let plan = match (kept_plan, resumed) {

@@ -4,12 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use chrono::NaiveDate;
 use clap::{Args, Subcommand};
-use simulacro_adapters::{PrometheusMetrics, connect_folder};
+use simulacro_adapters::PrometheusMetrics;
 use simulacro_core::platform::Platform;
 
 use crate::{
     backfill,
-    options::{Failure, RunArgs, SourceArgs},
+    options::{Failure, RunArgs, SourceArgs, StoreArgs},
     report::{self, Day},
     telemetry::{self, Progress},
 };
@@ -34,6 +34,8 @@ Exit codes: 0 published, 1 failed, 2 usage, 3 held by a gate, 4 somebody else is
 pub struct BatchRunArgs {
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Folder for lake, ledger and history
     #[arg(long)]
     data: PathBuf,
@@ -77,7 +79,7 @@ async fn run_command(args: BatchRunArgs) -> Result<(), Failure> {
     let (config, contract, project) = args.run.load()?;
     let source = args.source.open()?;
     let days = args.date.map_or_else(|| source.days(&contract.table), |date| Ok(vec![date]))?;
-    let ports = connect_folder(source.tables, &args.data, metrics(args.metrics).await?).await?;
+    let ports = source.connect(&args.store, &args.data, metrics(args.metrics).await?).await?;
     let platform = Platform::new(config, contract, ports).with_models(&project)?;
     print!("{}", report::summary(&run_days(&platform, &days).await?));
     Ok(())

@@ -11,6 +11,7 @@ mod options;
 mod orchestrate;
 mod query;
 mod report;
+mod slo;
 mod status;
 mod stream;
 mod telemetry;
@@ -42,6 +43,7 @@ use options::{Failure, default_config, load_contract, read};
   simulacro produce --data lake --date 1997-01-01
   simulacro stream --data lake --workers 3 --until-caught-up
   simulacro reconcile --data lake --date 1997-01-01
+  simulacro slo status --data lake
   simulacro orchestrate --postgres postgres://lector@db.local/tienda --data lake --config orchestrate.toml
   simulacro pause ecommerce_batch_daily --data lake --by ana --why 'stock-taking'
 
@@ -78,6 +80,9 @@ enum Command {
     Stream(stream::StreamArgs),
     /// Prints lag, watermark, fates and windows of the streaming job
     StreamStatus(stream::StatusArgs),
+    /// Service level objectives and their error budgets
+    #[command(subcommand)]
+    Slo(slo::SloCommand),
     /// Compares a day's revenue of the batch with the stream's, per region, with the cause of each difference
     Reconcile(stream::ReconcileArgs),
     /// Runs the assets on their schedules: waits for sources, tries again, alerts, resumes after a crash
@@ -103,6 +108,7 @@ async fn run(command: Command) -> Result<u8, Failure> {
         Command::Produce(args) => stream::produce(args).await?,
         Command::Stream(args) => stream::stream(args).await?,
         Command::StreamStatus(args) => stream::stream_status(args).await?,
+        Command::Slo(command) => return slo::run(command).await,
         Command::Reconcile(args) => stream::reconcile(args).await?,
         Command::Orchestrate(args) => orchestrate::orchestrate(args).await?,
         Command::Runs(args) => orchestrate::runs(args).await?,

@@ -6,17 +6,22 @@ use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use chrono::NaiveDate;
 use clap::Args;
-use simulacro_adapters::{CopyReader, CsvSource, NaiveTimestamps, PostgresServer, PostgresSource, PostgresSourceConfig};
+use simulacro_adapters::{
+    CopyReader, CsvSource, FolderDimensions, HttpDimensions, HttpDimensionsSettings, NaiveTimestamps, PostgresServer,
+    PostgresSource, PostgresSourceConfig, PrometheusMetrics, connect_folder, keep_store,
+};
 use simulacro_core::{
     contract::{Contract, catalogue},
+    dimensions::{Dimension, from_tables::FromTables, paged::PageLimits},
     models::{Project, nearest, shipped},
     orchestrator::{RetryPolicy, SourcePolicy},
     platform::Config,
-    ports::TableSource,
+    ports::{DimensionApi, NoDimensions, Ports, TableSource},
 };
 use simulacro_lakehouse::copy::CopyLimits;
 
@@ -26,6 +31,9 @@ pub type Failure = Box<dyn std::error::Error>;
 /// The contract of the purchases that ship with the program, by the name that `--contract` takes; those of the reference
 /// platform go by their table.
 const CDNOW: (&str, &str) = ("cdnow", include_str!("../../../contracts/odcs/cdnow/ventas.yaml"));
+
+/// Most customers that are read at once: ten times the platform's.
+const CUSTOMERS_MAX: u64 = 5_000_000;
 
 /// The source of the sales.
 #[derive(Args, Debug, Clone)]
@@ -43,6 +51,19 @@ pub struct SourceArgs {
     /// Connections that read one day from PostgreSQL
     #[arg(long, default_value = "2")]
     pub connections: NonZeroUsize,
+    /// Base address of the dimension API, for example http://dimensiones.local/v1; its token comes from the variable
+    /// SIMULACRO_DIMENSIONS_TOKEN. Customers then come from the source. A folder's own productos.csv and clientes.csv need no API
+    #[arg(long)]
+    pub dimensions: Option<String>,
+}
+
+/// Where tables and raw objects are kept.
+#[derive(Args, Debug, Clone, Default)]
+pub struct StoreArgs {
+    /// Where the lake is, for example s3://bucket/prefix, with the usual AWS_ variables; without it in the data folder. The
+    /// data folder remembers it, so that later commands need not say it
+    #[arg(long)]
+    pub store: Option<String>,
 }
 
 /// What a day is judged by and how it is run.
@@ -65,6 +86,8 @@ pub struct Source {
     pub tables: Arc<dyn TableSource>,
     /// The folder, where it is one: a folder knows its days.
     pub folder: Option<CsvSource>,
+    /// Customers and products.
+    pub dimensions: Arc<dyn DimensionApi>,
 }
 
 impl SourceArgs {
@@ -73,22 +96,40 @@ impl SourceArgs {
     /// # Errors
     /// When the folder cannot be read, or the address is none.
     pub fn open(&self) -> Result<Source, Failure> {
-        match (&self.postgres, &self.source) {
+        let (tables, folder): (Arc<dyn TableSource>, _) = match (&self.postgres, &self.source) {
             (Some(url), _) => {
                 let server = PostgresServer::parse(url, &self.schema)?;
-                let tables = Arc::new(PostgresSource::new(server, postgres_config(self.connections)));
-                Ok(Source { tables, folder: None })
+                (Arc::new(PostgresSource::new(server, postgres_config(self.connections))), None)
             }
-            (None, Some(folder)) => {
-                let tables = Arc::new(CsvSource::open(folder)?);
-                Ok(Source { tables, folder: Some(CsvSource::open(folder)?) })
+            (None, Some(folder)) => (Arc::new(CsvSource::open(folder)?), Some(CsvSource::open(folder)?)),
+            (None, None) => return Err("source: found neither --source nor --postgres, expected one of them".into()),
+        };
+        let dimensions: Arc<dyn DimensionApi> = match (&self.dimensions, &self.source) {
+            (Some(url), _) => {
+                let api = HttpDimensions::new(dimension_settings(url))?;
+                let names = vec![Dimension::Clientes.name().to_owned()];
+                Arc::new(FromTables { tables: tables.clone(), names, rest: Arc::new(api), rows_max: CUSTOMERS_MAX })
             }
-            (None, None) => Err("source: found neither --source nor --postgres, expected one of them".into()),
-        }
+            (None, Some(folder)) => Arc::new(FolderDimensions::open(folder)?),
+            (None, None) => Arc::new(NoDimensions),
+        };
+        Ok(Source { tables, folder, dimensions })
     }
 }
 
 impl Source {
+    /// Connects a platform over this source, with its lake, ledger and history.
+    ///
+    /// # Errors
+    /// Those of [`connect_folder`], and for a lake that is elsewhere than the data folder remembers.
+    pub async fn connect(&self, store: &StoreArgs, data: &Path, metrics: Arc<PrometheusMetrics>) -> Result<Ports, Failure> {
+        if let Some(url) = &store.store {
+            keep_store(data, url)?;
+        }
+        let ports = connect_folder(self.tables.clone(), data, metrics).await?;
+        Ok(Ports { dimensions: self.dimensions.clone(), ..ports })
+    }
+
     /// The days of a table, for a source that can tell them.
     ///
     /// # Errors
@@ -122,6 +163,20 @@ pub fn postgres_config(connections: NonZeroUsize) -> PostgresSourceConfig {
         reader: CopyReader::InPlace,
         naive_timestamps: NaiveTimestamps::Utc,
         limits: CopyLimits::STANDARD,
+    }
+}
+
+/// How the dimension API is asked, with waits that end well before the next round.
+fn dimension_settings(url: &str) -> HttpDimensionsSettings {
+    HttpDimensionsSettings {
+        url: url.to_owned(),
+        token: std::env::var("SIMULACRO_DIMENSIONS_TOKEN").ok(),
+        offered: vec![Dimension::Productos.name().to_owned()],
+        connect_timeout: Duration::from_secs(10),
+        call_timeout: Duration::from_secs(30),
+        fetch_timeout: Duration::from_secs(300),
+        page_bytes_max: 16 << 20,
+        limits: PageLimits::STANDARD,
     }
 }
 

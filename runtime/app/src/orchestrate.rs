@@ -1,27 +1,26 @@
 //! `orchestrate`, `runs`, `pause` and `resume`: the assets on their schedules, how they stand, and a person's word in it.
 
-use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Deserialize;
 use simulacro_adapters::{
-    AlertRouter, AlertSettings, CsvSource, KafkaConfig, KafkaLog, PostgresLedger, PostgresServer, PostgresSource,
-    PrometheusMetrics, SqliteLedger, SystemEnv, connect_folder,
+    AlertRouter, AlertSettings, KafkaConfig, KafkaLog, PostgresLedger, PostgresServer, PrometheusMetrics, SqliteLedger, SystemEnv,
 };
 use simulacro_core::{
-    assets::{self, DailyBatch, LakeMaintenance, StreamingMonitor},
+    assets::{self, DailyBatch, Dimensions, LakeMaintenance, StreamingMonitor},
     models::shipped,
     orchestrator::{
         Asset, AssetSettings, LoopConfig, Orchestrator, OrchestratorPorts, Plan, Status, Work, pause, resume, settled,
     },
     platform::Platform,
-    ports::{Env, RunLedger, TableSource},
+    ports::{Env, RunLedger},
     streaming::config::StreamConfig,
 };
 
 use crate::{
-    options::{Failure, default_config, load_contract, postgres_config, read},
+    options::{Failure, SourceArgs, StoreArgs, default_config, load_contract, read},
     telemetry,
 };
 
@@ -51,18 +50,10 @@ pub struct LedgerArgs {
 pub struct OrchestrateArgs {
     #[command(flatten)]
     place: LedgerArgs,
-    /// Folder with ventas.csv
-    #[arg(long, required_unless_present = "postgres", conflicts_with = "postgres")]
-    source: Option<PathBuf>,
-    /// A PostgreSQL server as source, for example postgres://lector@db.local:5432/tienda
-    #[arg(long)]
-    postgres: Option<String>,
-    /// Schema of the source table in PostgreSQL
-    #[arg(long, default_value = "public")]
-    schema: String,
-    /// Connections that read one day from PostgreSQL
-    #[arg(long, default_value = "2")]
-    connections: NonZeroUsize,
+    #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
+    store: StoreArgs,
     /// A contract that ships with the program (cdnow, ventas) or a file
     #[arg(long, default_value = "ventas")]
     contract: String,
@@ -190,19 +181,17 @@ pub async fn orchestrate(args: OrchestrateArgs) -> Result<(), Failure> {
     if args.kafka.is_some() {
         run.push(assets::ecommerce_streaming_monitor()?);
     }
+    let source = args.source.open()?;
+    let has_dimensions = !source.dimensions.offered().is_empty();
+    if has_dimensions {
+        run.push(assets::api_dimensiones()?);
+    }
     settled(run, &file.assets)?;
     let contract = load_contract(&args.contract)?;
-    let tables: Arc<dyn TableSource> = match (&args.postgres, &args.source) {
-        (Some(url), _) => {
-            Arc::new(PostgresSource::new(PostgresServer::parse(url, &args.schema)?, postgres_config(args.connections)))
-        }
-        (None, Some(folder)) => Arc::new(CsvSource::open(folder)?),
-        (None, None) => return Err("source: found neither --source nor --postgres, expected one of them".into()),
-    };
     let env: Arc<dyn Env> = Arc::new(SystemEnv::default());
     let router = AlertRouter::new(&file.alerts, env.clone(), |name| std::env::var(name).ok())?;
     let metrics = Arc::new(PrometheusMetrics::default());
-    let mut ports = connect_folder(tables, &args.place.data, metrics.clone()).await?;
+    let mut ports = source.connect(&args.store, &args.place.data, metrics.clone()).await?;
     if let Some(ledger) = args.place.postgres().await? {
         ports.ledger = ledger;
     }
@@ -213,6 +202,9 @@ pub async fn orchestrate(args: OrchestrateArgs) -> Result<(), Failure> {
         (assets::ecommerce_batch_daily()?, Arc::new(DailyBatch { platform: platform.clone() })),
         (assets::lake_maintenance()?, Arc::new(LakeMaintenance { platform: platform.clone() })),
     ];
+    if has_dimensions {
+        works.push((assets::api_dimensiones()?, Arc::new(Dimensions { platform: platform.clone() })));
+    }
     if let Some(brokers) = &args.kafka {
         let monitor = StreamingMonitor {
             env: env.clone(),

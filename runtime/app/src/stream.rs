@@ -28,9 +28,10 @@ use simulacro_core::{
     batch::{MART, STAGING, strings},
     platform::Platform,
     ports::{
-        Compatibility, Input, Lakehouse, PortError, Ports, Query,
+        Compatibility, Fact, Input, Lakehouse, PortError, Ports, Query,
         event_log::{EventLog, OutRecord, TopicPartition, TopicSpec},
     },
+    slo::samples::{RECONCILED, Reconciled},
     streaming::{
         config::StreamConfig,
         event::Fate,
@@ -559,6 +560,12 @@ pub async fn reconcile(args: ReconcileArgs) -> Result<(), Failure> {
         return Err(format!("reconcile {fecha}: found the day on neither side").into());
     };
     print_day(fecha, day);
+    if day.total.verdict != Verdict::Pending {
+        let kept = Reconciled { batch: day.total.batch, stream: day.total.stream };
+        let (topic, name, at) = (RECONCILED.to_owned(), fecha.to_string(), stage.ports().env.now());
+        let fact = Fact { topic, name, value: serde_json::to_value(kept)?, at };
+        stage.ports().ledger.put_fact(&fact, None).await?;
+    }
     match day.total.verdict {
         Verdict::Pass | Verdict::Warn => Ok(()),
         Verdict::Fail => Err(Box::new(DifferenceTooLarge { fecha, percent: day.total.ratio.to_string() })),

@@ -9,13 +9,14 @@ use chrono::NaiveDate;
 use serde_json::json;
 
 use crate::{
-    batch::{DayError, MART, QUARANTINE, STAGING},
+    batch::{DayError, QUARANTINE, STAGING},
     contract::{Severity, check::QualityResult},
+    dimensions,
     orchestrator::{
         Asset, BreakerPolicy, Job, PlanError, RetryPolicy, Schedule, Slot, SourcePolicy, Work, WorkError, source_checks,
     },
     platform::{PIPELINE, Platform},
-    ports::{Env, Result, RunState, event_log::EventLog},
+    ports::{Env, Optimize, PortError, Ports, Result, RunState, VACUUM_HOURS_MIN, Vacuum, event_log::EventLog},
     streaming::{config::StreamConfig, status::JobStatus},
 };
 
@@ -26,6 +27,8 @@ pub const MAINTENANCE: &str = "lake_maintenance";
 /// Name of the stream's monitor.
 pub const MONITOR: &str = "ecommerce_streaming_monitor";
 
+/// Wanted size of a file of the lake, in bytes.
+const FILE_BYTES: u64 = 128 << 20;
 /// Who answers for the platform's assets, unless a configuration says otherwise.
 const OWNER: &str = "data-platform";
 /// Waits of six minutes between trials of a breaker.
@@ -146,7 +149,38 @@ impl Work for DailyBatch {
     }
 }
 
-/// Looks after the logs of the lake's tables.
+/// Refreshes the dimensions of the API. Each that did not come has had its alert, and the others have come all the same.
+#[derive(Debug)]
+pub struct Dimensions {
+    /// The platform whose dimensions they are.
+    pub platform: Arc<Platform>,
+}
+
+#[async_trait]
+impl Work for Dimensions {
+    async fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+    async fn checks(&self, _slot: Slot) -> Vec<QualityResult> {
+        Vec::new()
+    }
+    async fn floor(&self, _fecha: NaiveDate) -> Result<i64> {
+        Ok(0)
+    }
+    async fn run(&self, _job: &Job) -> Result<serde_json::Value, WorkError> {
+        let Platform { ports, fetching, .. } = &*self.platform;
+        let all = dimensions::refresh_api(ports, *fetching).await.map_err(WorkError::Port)?;
+        let failed: Vec<String> =
+            all.iter().filter_map(|r| r.failed.as_ref().map(|why| format!("{}: {why}", r.dimension))).collect();
+        if failed.is_empty() {
+            return Ok(serde_json::to_value(all).unwrap_or_default());
+        }
+        Err(WorkError::Port(PortError::retryable(format!("refresh the dimensions: {}", failed.join("; ")))))
+    }
+}
+
+/// Looks after the lake's tables: a checkpoint of each log, files of no version that is kept removed, and the sales of each
+/// day put in order of region.
 #[derive(Debug)]
 pub struct LakeMaintenance {
     /// The platform whose lake it is.
@@ -165,12 +199,30 @@ impl Work for LakeMaintenance {
         Ok(0)
     }
     async fn run(&self, _job: &Job) -> Result<serde_json::Value, WorkError> {
-        let mut done = Vec::new();
-        for table in [QUARANTINE, STAGING, MART] {
-            self.platform.ports.lakehouse.maintain(table).await.map_err(WorkError::Port)?;
-            done.push(table);
+        let Ports { env, lakehouse, .. } = &self.platform.ports;
+        let project = self.platform.project().map_err(WorkError::Port)?;
+        let (mut tables, mut removed) = (Vec::new(), 0);
+        for table in [QUARANTINE, STAGING].into_iter().chain(project.tables()) {
+            if !lakehouse.exists(table).await.map_err(WorkError::Port)? {
+                continue;
+            }
+            lakehouse.maintain(table).await.map_err(WorkError::Port)?;
+            let vacuum = Vacuum {
+                table: table.to_owned(),
+                now: env.now(),
+                retention_hours: VACUUM_HOURS_MIN,
+                allow_short_retention: false,
+                dry_run: false,
+            };
+            removed += lakehouse.vacuum(vacuum).await.map_err(WorkError::Port)?.len();
+            tables.push(table.to_owned());
         }
-        Ok(json!({ "tables": done }))
+        let mut rewritten = 0;
+        if tables.iter().any(|table| table == STAGING) {
+            let order = Optimize { table: STAGING.into(), z_order: vec!["region".into()], target_bytes: FILE_BYTES };
+            rewritten = lakehouse.optimize(order).await.map_err(WorkError::Port)?.files_added;
+        }
+        Ok(json!({ "tables": tables, "files_removed": removed, "files_rewritten": rewritten }))
     }
 }
 

@@ -224,7 +224,9 @@ impl SqlLake {
             return Err(PortError::permanent(format!("read {name}{when}: found no day, expected at least one")));
         };
         let failed = |e: DataFusionError| read_failed(format!("open {name}"), e);
-        let schema = ctx.read_parquet(last, ParquetReadOptions::default()).await.map_err(failed)?;
+        let newest = last.clone();
+        let unread = |e: DataFusionError| read_failed(format!("open {name}: read {newest}"), e);
+        let schema = ctx.read_parquet(last, ParquetReadOptions::default()).await.map_err(unread)?;
         let schema = schema.schema().as_arrow().clone();
         let options = ParquetReadOptions::default().schema(&schema);
         Ok(ctx.read_parquet(files, options).await.map_err(failed)?.into_view())

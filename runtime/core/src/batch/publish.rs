@@ -12,10 +12,11 @@ use arrow::{
 };
 use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::{DayError, MART, again};
 use crate::{
-    contract::{Severity, ident},
+    contract::{Severity, check::QualityResult, ident},
     models::{
         Model, Project,
         run::{Batch, run_models},
@@ -58,6 +59,11 @@ pub(crate) async fn publish(
     let test = || quality::test_models(ports.lakehouse.as_ref(), project, fecha, ports.env.now());
     let tested = again(test).await.map_err(at)?;
     out.tests = tested.len() as u64;
+    let results: Vec<QualityResult> = tested.iter().map(|t| t.result.clone()).collect();
+    // The day is judged whether or not its outcomes can be kept.
+    if let Err(e) = ports.ledger.put_quality(&results).await {
+        warn!(%fecha, epoch, error = %e.chain(), "outcomes of model tests not kept");
+    }
     let warnings = tested.iter().filter(|t| !t.result.passed && t.result.severity != Severity::Error);
     out.warnings = warnings.map(quality::line).collect();
     let broken: Vec<String> = quality::broken(&tested).map(quality::line).collect();

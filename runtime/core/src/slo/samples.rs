@@ -1,14 +1,19 @@
-//! Samples of the batch objectives, from the runs of the ledger alone.
+//! Samples of the objectives, from the ledger alone: its runs, the outcomes of checks, and the days that were reconciled.
 //!
 //! A day is due at a time of the next day. What had been published by then counts, what came later does not: a sample is
-//! what a consumer met. Days before the first run are no days of this platform.
+//! what a consumer met. Days that were due before the first run began are no days of this platform: a history that is filled
+//! in later was promised to nobody.
+
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use super::{Fraction, Measured, Sample};
 use crate::{
     batch::DayReport,
-    ports::{Run, RunState},
+    contract::check::QualityResult,
+    ports::{Fact, Run, RunState},
 };
 
 /// One sample of `mart_age_seconds` and one of `rows_accounted_share` for each day that was due up to `now`.
@@ -17,7 +22,10 @@ use crate::{
 /// are accounted for when the day was published and they were published, deduplicated or rejected by a business rule;
 /// quarantined rows are not.
 pub fn of_runs(runs: &[Run], due: NaiveTime, now: DateTime<Utc>) -> Vec<Sample> {
-    let Some(first) = runs.iter().map(|run| run.fecha).min() else { return Vec::new() };
+    let Some(began) = runs.iter().map(|run| run.started_at).min() else { return Vec::new() };
+    // The first day that is due after that.
+    let today = began.date_naive();
+    let first = if due_at(today - Days::new(1), due) >= began { today - Days::new(1) } else { today };
     let succeeded = |run: &&Run| run.state == RunState::Succeeded;
     let mut out = Vec::new();
     let mut fecha = first;
@@ -36,6 +44,43 @@ pub fn of_runs(runs: &[Run], due: NaiveTime, now: DateTime<Utc>) -> Vec<Sample> 
         out.push(Sample { name: "rows_accounted_share".into(), at, value: accounted });
         fecha = fecha + Days::new(1);
     }
+}
+
+/// One sample of `checks_passed` for a day whose checks are these; none without a check.
+pub fn of_checks(fecha: NaiveDate, due: NaiveTime, results: &[QualityResult]) -> Option<Sample> {
+    // A check that was run again counts as it ended last.
+    let last: BTreeMap<(&str, &str), bool> = results.iter().map(|r| ((r.asset.as_str(), r.check.as_str()), r.passed)).collect();
+    let good = last.values().filter(|passed| **passed).count() as u64;
+    let value = Measured::Counts { good, total: last.len() as u64 };
+    (!last.is_empty()).then(|| Sample { name: "checks_passed".into(), at: due_at(fecha, due), value })
+}
+
+/// What is kept of a day that was reconciled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconciled {
+    /// Cents of the batch.
+    pub batch: i64,
+    /// Cents of the stream.
+    pub stream: i64,
+}
+
+/// Topic of the facts of reconciled days; their names are the days.
+pub const RECONCILED: &str = "reconciliation";
+
+/// One sample of `revenue_difference_share` for each day that was reconciled, at the time at which it was due.
+pub fn of_reconciled(facts: &[Fact], due: NaiveTime) -> Vec<Sample> {
+    let sample = |fact: &Fact| {
+        let fecha: NaiveDate = fact.name.parse().ok()?;
+        let kept: Reconciled = serde_json::from_value(fact.value.clone()).ok()?;
+        // Without any revenue of the batch there is no share: bad, unless the stream has none either.
+        let value = match (u64::try_from(kept.batch), kept.batch.abs_diff(kept.stream)) {
+            (Ok(denominator @ 1..), numerator) => Measured::Value(Fraction { numerator, denominator }),
+            (_, 0) => Measured::Value(Fraction::whole(0)),
+            _ => Measured::Missing,
+        };
+        Some(Sample { name: "revenue_difference_share".into(), at: due_at(fecha, due), value })
+    };
+    facts.iter().filter_map(sample).collect()
 }
 
 /// When a day is due.
@@ -77,6 +122,45 @@ mod tests {
             finished_at: Some(finished_at),
             report: serde_json::to_value(report).expect("JSON"),
         }
+    }
+
+    #[test]
+    fn a_history_that_is_filled_in_later_was_promised_to_nobody() {
+        let due = NaiveTime::from_hms_opt(6, 0, 0).expect("a time");
+        let runs = [run(1, "2026-11-24T12:00:00Z", RunState::Succeeded, 0)];
+        let at = |text: &str| text.parse::<DateTime<Utc>>().expect("a time");
+        assert_eq!(of_runs(&runs, due, at("2026-11-25T05:59:59Z")), []);
+        assert_eq!(of_runs(&runs, due, at("2026-11-25T06:00:00Z")).len(), 2);
+    }
+
+    #[test]
+    fn checks_count_as_they_ended_last_and_reconciled_days_by_their_difference() {
+        let due = NaiveTime::from_hms_opt(6, 0, 0).expect("a time");
+        let fecha = NaiveDate::from_ymd_opt(2024, 3, 1).expect("a date");
+        let check = |name: &str, passed| QualityResult {
+            check: name.into(),
+            layer: "marts".into(),
+            asset: "metricas_diarias".into(),
+            fecha,
+            severity: crate::contract::Severity::Error,
+            passed,
+            observed: String::new(),
+            expected: String::new(),
+            failing_rows: 0,
+            checked_at: due_at(fecha, due),
+        };
+        let sample = of_checks(fecha, due, &[check("a", false), check("b", true), check("a", true), check("c", false)]);
+        assert_eq!(sample.expect("checks").value, Measured::Counts { good: 2, total: 3 });
+        assert_eq!(of_checks(fecha, due, &[]), None);
+        let fact = |batch, stream| Fact {
+            topic: RECONCILED.into(),
+            name: fecha.to_string(),
+            value: serde_json::to_value(Reconciled { batch, stream }).expect("JSON"),
+            at: due_at(fecha, due),
+        };
+        let value = |batch, stream| of_reconciled(&[fact(batch, stream)], due)[0].value;
+        assert_eq!(value(1_000, 971), Measured::Value(Fraction { numerator: 29, denominator: 1_000 }));
+        assert_eq!((value(0, 0), value(0, 5)), (Measured::Value(Fraction::whole(0)), Measured::Missing));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 -- test: not_null(fecha, region, segmento_cliente)
 -- test: unique(fecha, region, segmento_cliente)
 -- test: accepted_values(region, regiones_validas.csv)
--- test: not_negative(revenue_bruto, revenue_neto, descuentos_total)
+-- test: not_negative(revenue_bruto, revenue_neto)
 SELECT fecha, region, segmento_cliente,
        CAST(sum(monto_bruto) AS DECIMAL(12,2)) AS revenue_bruto,
        CAST(sum(monto_neto) AS DECIMAL(12,2)) AS revenue_neto,

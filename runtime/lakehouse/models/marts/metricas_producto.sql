@@ -7,7 +7,7 @@
 -- test: not_null(fecha, product_id, puesto, puesto_categoria)
 -- test: unique(fecha, product_id)
 -- test: unique(fecha, puesto)
--- test: not_negative(revenue_bruto, revenue_neto, descuentos_total)
+-- test: not_negative(revenue_bruto, revenue_neto)
 SELECT fecha, product_id, categoria, marca, revenue_bruto, revenue_neto, descuentos_total, transacciones, usuarios_unicos,
        CAST(row_number() OVER (ORDER BY revenue_neto DESC, product_id) AS BIGINT) AS puesto,
        CAST(row_number() OVER (PARTITION BY categoria ORDER BY revenue_neto DESC, product_id) AS BIGINT) AS puesto_categoria,
