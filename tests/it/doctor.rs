@@ -34,8 +34,11 @@ fn platform() -> (tempfile::TempDir, PathBuf, PathBuf) {
     (dir, source, data)
 }
 
-/// The checks by name: verdict, code, what was found.
-fn doctor(arguments: &[&str]) -> (Option<i32>, Vec<(String, String, String, String)>) {
+/// Name, verdict, code, and what was found.
+type Check = (String, String, String, String);
+
+/// The exit code and the checks.
+fn doctor(arguments: &[&str]) -> (Option<i32>, Vec<Check>) {
     let run = output("simulacro", &[&["doctor", "--json"], arguments].concat());
     let answer: Value = serde_json::from_slice(&run.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(&run)));
     let text = |check: &Value, key: &str| check[key].as_str().expect("a text").to_owned();

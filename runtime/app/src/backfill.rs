@@ -45,7 +45,7 @@ pub enum BackfillCommand {
 
 Exit codes: 0 all days published, 1 a day failed, or the plan does not hold any more, 2 usage, 3 a day is held by a gate,
 4 somebody else is running the pipeline")]
-    Apply(ApplyArgs),
+    Apply(Box<ApplyArgs>),
 }
 
 #[derive(Args)]
@@ -296,6 +296,6 @@ async fn apply(args: ApplyArgs) -> Result<u8, Failure> {
 pub async fn run(command: BackfillCommand) -> Result<u8, Failure> {
     match command {
         BackfillCommand::Plan(args) => plan(args).await.map(|()| 0),
-        BackfillCommand::Apply(args) => apply(args).await,
+        BackfillCommand::Apply(args) => apply(*args).await,
     }
 }

@@ -584,7 +584,7 @@ mod tests {
             (Channel::Webhook, Some("  "), "secret_missing"),
             (Channel::Webhook, None, "secret_missing"),
         ] {
-            let wrong = secret(channel, value).err().expect("it is refused");
+            let Err(wrong) = secret(channel, value) else { panic!("{value:?} is taken") };
             assert_eq!(wrong.code, code);
             assert!(value.is_none_or(|v| v.trim().is_empty() || !wrong.found.contains(v)), "{}", wrong.found);
         }
