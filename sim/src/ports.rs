@@ -229,6 +229,10 @@ impl TableSource for SimSource {
         let batch = RecordBatch::try_new(arrow_schema(columns)?, arrays).map_err(bad)?;
         Ok(PartitionRead { expected_rows: n as u64, batches: futures::stream::iter([Ok(batch)]).boxed() })
     }
+    async fn not_null(&self, _table: &str) -> Result<Option<BTreeSet<String>>> {
+        // Its declarations say names and types; what may be null is judged row by row.
+        Ok(None)
+    }
     async fn read_table(&self, table: &str, _columns: &[Column]) -> Result<PartitionRead> {
         // Its one table has days; whoever asks for a table without days asks for one that it does not have.
         Err(PortError::permanent(format!("read {table}: relation \"{table}\" does not exist")).code("42P01"))

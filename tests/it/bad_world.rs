@@ -125,6 +125,27 @@ async fn a_day_outside_its_volume_is_held_before_anything_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_may_be_null_all_at_once_holds_the_day() {
+    let Some(postgres) = Postgres::shared().await else { return };
+    let table = Table::new(postgres, "nullable").await;
+    let run = || table.run(&table.url("postgres"), PASSWORD, |c| c);
+    let alter = async |what: &str| postgres.execute(&format!("ALTER TABLE nullable.ventas ALTER COLUMN {what}")).await;
+    assert!(run().status.success(), "a source that promises nothing is judged by its rows");
+    alter("region SET NOT NULL").await;
+    alter("descuento SET NOT NULL").await;
+    assert!(run().status.success(), "a promise more is no harm");
+    alter("descuento DROP NOT NULL").await;
+    assert!(run().status.success(), "the contract lets descuento be null");
+    let before = files(&table.dir.path().join("data/lake"));
+    alter("region DROP NOT NULL").await;
+    has_all(&run(), 3, &["held by schema_unchanged", "column region may be null now", "contract cdnow.ventas 1.0.0 requires"]);
+    has_all(&run(), 3, &["column region may be null now"]);
+    assert_eq!(files(&table.dir.path().join("data/lake")), before, "nothing is written");
+    alter("region SET NOT NULL").await;
+    assert!(run().status.success(), "{}", said(&run()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_missing_bucket_is_named() {
     let Some(s3) = S3::start().await else { return };
     let dir = tempfile::tempdir().expect("a temporary folder");

@@ -308,6 +308,9 @@ impl TableSource for Ventas {
         let batch = RecordBatch::try_new(arrow_schema(columns)?, arrays).expect("a batch");
         Ok(PartitionRead { expected_rows: rows.len() as u64, batches: futures::stream::iter([Ok(batch)]).boxed() })
     }
+    async fn not_null(&self, _table: &str) -> Result<Option<std::collections::BTreeSet<String>>> {
+        Ok(None)
+    }
     async fn read_table(&self, table: &str, _columns: &[Column]) -> Result<PartitionRead> {
         Err(PortError::permanent(format!("read {table}: these are sales alone")).code("42P01"))
     }

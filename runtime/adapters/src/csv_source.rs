@@ -212,6 +212,9 @@ impl TableSource for CsvSource {
         rows_as(loaded, &rows, columns, &format!("read {table} of {fecha}"))
     }
 
+    async fn not_null(&self, _table: &str) -> Result<Option<std::collections::BTreeSet<String>>> {
+        Ok(None)
+    }
     async fn read_table(&self, table: &str, columns: &[Column]) -> Result<PartitionRead> {
         let loaded = self.table(table)?;
         let rows: Vec<&Row> = loaded.days.values().flatten().chain(&loaded.undated).collect();

@@ -12,7 +12,10 @@
 //!
 //! What this leaves out: filters other than the day, and retries, which are the caller's.
 
-use std::{collections::VecDeque, num::NonZeroUsize};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    num::NonZeroUsize,
+};
 
 use arrow::{array::RecordBatch, compute::concat_batches, datatypes::SchemaRef};
 use async_trait::async_trait;
@@ -603,6 +606,43 @@ impl TableSource for PostgresSource {
         let column =
             |(name, declared): (String, String)| Column { name, physical_type: types(&declared, self.config.naive_timestamps).0 };
         Ok(declared.into_iter().map(column).collect())
+    }
+
+    async fn not_null(&self, table: &str) -> Result<Option<BTreeSet<String>>> {
+        let what = || format!("read what may be null in {table}");
+        let (schema, name) = self.server.split(table);
+        let mut connection = self.server.connect().await?;
+        let rows = self
+            .server
+            .rows(
+                &mut connection,
+                "SELECT c.relkind = 'v' AS is_view, a.attname::text AS name, a.attnotnull OR t.typnotnull AS not_null \
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
+                 JOIN pg_type t ON t.oid = a.atttypid \
+                 WHERE n.nspname = $1::text AND c.relname = $2::text AND c.relkind IN ('r', 'p', 'v') \
+                 AND a.attnum > 0 AND NOT a.attisdropped",
+                &[Value::Text(schema), Value::Text(name)],
+            )
+            .await
+            .map_err(|e| classify(what(), e))?;
+        self.server.close(connection).await;
+        if rows.is_empty() {
+            let what = format!("{}: found no table or view of this name in schema {schema}", what());
+            return Err(PortError::permanent(what).code("42P01"));
+        }
+        let mut out = BTreeSet::new();
+        for row in &rows {
+            let read = || -> sqlx::Result<(bool, String, bool)> {
+                Ok((row.try_get("is_view")?, row.try_get("name")?, row.try_get("not_null")?))
+            };
+            match read().map_err(|e| classify(what(), e))? {
+                // A view says nothing of what lies below it.
+                (true, ..) => return Ok(None),
+                (false, name, true) => drop(out.insert(name)),
+                (false, _, false) => {}
+            }
+        }
+        Ok(Some(out))
     }
 
     async fn read_day(&self, table: &str, fecha: NaiveDate, columns: &[Column]) -> Result<PartitionRead> {

@@ -1,6 +1,6 @@
 //! The platform as somebody who only looks has it: nothing is created, nothing is appended, and what would write is refused.
 
-use std::{fmt, ops::Range, path::Path as FilePath, sync::Arc};
+use std::{collections::BTreeSet, fmt, ops::Range, path::Path as FilePath, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -98,6 +98,9 @@ impl TableSource for NoSource {
     }
     async fn read_day(&self, table: &str, fecha: NaiveDate, _: &[Column]) -> Result<PartitionRead> {
         Err(none(&format!("read {fecha} of {table}")))
+    }
+    async fn not_null(&self, table: &str) -> Result<Option<BTreeSet<String>>> {
+        Err(none(&format!("read the columns of {table}")))
     }
     async fn read_table(&self, table: &str, _: &[Column]) -> Result<PartitionRead> {
         Err(none(&format!("read {table}")))

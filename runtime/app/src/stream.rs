@@ -22,7 +22,9 @@ use std::{
 use chrono::{DateTime, NaiveDate};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use simulacro_adapters::{CsvSource, KafkaConfig, KafkaLog, PrometheusMetrics, connect_folder};
+use simulacro_adapters::{
+    HttpRegistry, HttpRegistrySettings, KafkaConfig, KafkaLog, NoSource, PrometheusMetrics, connect_existing, connect_folder,
+};
 use simulacro_core::{
     avro::{Click, Limits, MetricaRealtime, Row, RowDecoder, RowEncoder},
     batch::{MART, STAGING, strings},
@@ -69,6 +71,10 @@ pub struct Where {
     /// Addresses of Kafka brokers, for example 127.0.0.1:9092; without it the embedded log of the data folder
     #[arg(long)]
     kafka: Option<String>,
+    /// Base address of a Confluent-compatible schema registry, for example http://127.0.0.1:8081; user and password come from
+    /// SIMULACRO_REGISTRY_USER and SIMULACRO_REGISTRY_PASSWORD. Without it the registry of the data folder
+    #[arg(long)]
+    registry: Option<String>,
     /// TOML with any of the stream's settings, for example allowed_lateness_ms = 300000
     #[arg(long)]
     config: Option<PathBuf>,
@@ -184,22 +190,48 @@ impl Stage {
     async fn open(place: &Where) -> Result<Self, Failure> {
         let config = load_config(place.config.as_deref())?;
         let metrics = Arc::new(PrometheusMetrics::default());
-        // Nothing is read from a source here, so an empty one will do.
-        let empty = tempfile::tempdir()?;
-        let mut ports = connect_folder(Arc::new(CsvSource::open(empty.path())?), &place.data, metrics.clone()).await?;
+        let ports = connect_folder(Arc::new(NoSource), &place.data, metrics.clone()).await?;
+        Self::over(place, config, ports, metrics)
+    }
+
+    /// Puts the services that the arguments name in place of those of the data folder.
+    fn over(place: &Where, config: StreamConfig, mut ports: Ports, metrics: Arc<PrometheusMetrics>) -> Result<Self, Failure> {
         if let Some(brokers) = &place.kafka {
             ports.log = Arc::new(KafkaLog::new(KafkaConfig::new(brokers))?);
+        }
+        if let Some(url) = &place.registry {
+            let said = |name: &str| std::env::var(name).ok();
+            ports.registry = Arc::new(HttpRegistry::new(HttpRegistrySettings {
+                url: url.clone(),
+                credentials: said("SIMULACRO_REGISTRY_USER").zip(said("SIMULACRO_REGISTRY_PASSWORD")),
+                connect_timeout: Duration::from_secs(10),
+                timeout: Duration::from_secs(30),
+            })?);
         }
         let platform = Platform::new(crate::default_config(), crate::load_contract("ventas")?, ports);
         Ok(Self { config, platform, metrics })
     }
 
-    /// As [`Stage::open`], for commands that only look: a folder that is not there is not made.
+    /// As [`Stage::open`], for a folder that is there: nothing is made.
     async fn find(place: &Where) -> Result<Self, Failure> {
+        Self::is_there(place)?;
+        Self::open(place).await
+    }
+
+    /// As [`Stage::find`], for commands that only look: nothing is appended either.
+    async fn look(place: &Where) -> Result<Self, Failure> {
+        Self::is_there(place)?;
+        let config = load_config(place.config.as_deref())?;
+        let metrics = Arc::new(PrometheusMetrics::default());
+        let ports = connect_existing(&place.data, metrics.clone()).await?;
+        Self::over(place, config, ports, metrics)
+    }
+
+    fn is_there(place: &Where) -> Result<(), Failure> {
         if place.kafka.is_none() && !place.data.join("log").exists() {
             return Err(format!("read {}: found no folder log, expected one that produce has made", place.data.display()).into());
         }
-        Self::open(place).await
+        Ok(())
     }
 
     fn ports(&self) -> &Ports {
@@ -500,7 +532,7 @@ fn fates(status: &JobStatus) -> String {
 
 /// Prints how the job stands.
 pub async fn stream_status(args: StatusArgs) -> Result<(), Failure> {
-    let stage = Stage::find(&args.place).await?;
+    let stage = Stage::look(&args.place).await?;
     let status = JobStatus::read(&stage.config, stage.log()).await?;
     let now = stage.ports().env.now().timestamp_millis();
     println!("lag {} events, {:.1} s", status.lag_records(), status.lag_ms(now) as f64 / 1_000.0);

@@ -7,6 +7,7 @@
 mod log;
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::Arc,
     sync::atomic::{AtomicU64, Ordering},
@@ -134,6 +135,11 @@ impl TableSource for Recorded<dyn TableSource> {
         let result = self.inner.read_day(table, fecha, columns).await;
         let rows = result.as_ref().ok().map(|r| r.expected_rows);
         self.recorder.port("table_source", "read_day", json!({ "table": table, "fecha": fecha, "rows": rows }), result)
+    }
+    async fn not_null(&self, table: &str) -> Result<Option<BTreeSet<String>>> {
+        let result = self.inner.not_null(table).await;
+        let columns = result.as_ref().ok().cloned().flatten();
+        self.recorder.port("table_source", "not_null", json!({ "table": table, "columns": columns }), result)
     }
     async fn read_table(&self, table: &str, columns: &[Column]) -> Result<PartitionRead> {
         let result = self.inner.read_table(table, columns).await;

@@ -4,6 +4,7 @@
 //! Every row has exactly one fate, and the counts balance or the run fails.
 
 mod hash;
+mod nullability;
 mod publish;
 mod raw;
 mod tasks;
@@ -133,6 +134,12 @@ pub async fn run_day(
         let list = differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         return Err(held("schema_unchanged", list, format!("the columns of contract {}", contract.id)));
     }
+    let promised = nullability::promised(ports, contract).await.map_err(at)?;
+    if !promised.gone.is_empty() {
+        let found = promised.gone.iter().map(|c| format!("column {c} may be null now")).collect::<Vec<_>>().join("; ");
+        let expected = format!("not null, as when a day was last published, and as contract {} requires", contract.id);
+        return Err(held("schema_unchanged", found, expected));
+    }
 
     tasks.end("verificar_fuentes", 0, 0, BTreeMap::new(), 0);
     // The volume is judged before the first row is read, so the raw gate takes no time of its own.
@@ -233,6 +240,10 @@ pub async fn run_day(
     tasks.end("models", published, report.published.mart_rows, BTreeMap::new(), 0);
     // The revenue was judged from the same counts before anything was written, and the mart has it to the cent.
     tasks.end("quality_gate_final", published, published, BTreeMap::new(), 0);
+    // The day is published; a promise that is not remembered is remembered with the next one.
+    if let Err(e) = nullability::remember(ports, contract, promised).await {
+        tracing::warn!(%fecha, epoch, error = %e.chain(), "what the source keeps from being null is not remembered");
+    }
     for table in [QUARANTINE, STAGING] {
         // A log that could not be looked after is as readable as before; the history has the error.
         let _ = ports.lakehouse.maintain(table).await;

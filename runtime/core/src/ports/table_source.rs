@@ -1,6 +1,6 @@
 //! Tables of a source system, read a day at a time.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
@@ -40,6 +40,12 @@ pub trait TableSource: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Permanent` when there is no such table.
     async fn columns(&self, table: &str) -> Result<Vec<Column>>;
+    /// The columns of `table` that the source itself keeps from being null, in order of name; `None` where it cannot tell,
+    /// as for a file or a view.
+    ///
+    /// # Errors
+    /// `Permanent` when there is no such table.
+    async fn not_null(&self, table: &str) -> Result<Option<BTreeSet<String>>>;
     /// Reads the rows whose `fecha` is the given day. Reading changes nothing and may be repeated.
     ///
     /// # Errors

@@ -180,6 +180,9 @@ impl TableSource for Source {
     async fn read_day(&self, table: &str, _: NaiveDate, _: &[Column]) -> Result<PartitionRead> {
         Err(PortError::permanent(format!("read {table}: this source has no rows")))
     }
+    async fn not_null(&self, _table: &str) -> Result<Option<std::collections::BTreeSet<String>>> {
+        Ok(None)
+    }
     async fn read_table(&self, table: &str, _: &[Column]) -> Result<PartitionRead> {
         Err(PortError::permanent(format!("read {table}: this source has no rows")))
     }

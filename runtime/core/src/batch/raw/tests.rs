@@ -179,6 +179,9 @@ impl TableSource for Day {
         let batches = if self.endless { rows.chain(stream::pending()).boxed() } else { rows.boxed() };
         Ok(PartitionRead { expected_rows: self.expected, batches })
     }
+    async fn not_null(&self, _table: &str) -> Result<Option<std::collections::BTreeSet<String>>> {
+        Ok(None)
+    }
     async fn read_table(&self, table: &str, _columns: &[Column]) -> Result<PartitionRead> {
         Err(PortError::permanent(format!("read {table}: found a source of one day")))
     }
