@@ -44,6 +44,7 @@ use simulacro_core::ports::{
     },
 };
 use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, warn};
 
 /// How Kafka is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -235,7 +236,7 @@ fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
 
 /// A reader without a group, kept for the next read that goes on where it stands.
 struct Reader {
-    consumer: BaseConsumer,
+    consumer: BaseConsumer<Told>,
     next_offset: i64,
     /// Nothing was asked since it was assigned, so the next end it tells is not one of before.
     fresh: bool,
@@ -498,7 +499,7 @@ impl Reader {
         let what = format!("read {}-{}", partition.topic, partition.partition);
         // librdkafka wants a group's name to assign partitions; nothing is committed in it.
         let group = ("group.id", "simulacro-reader".to_owned());
-        let consumer: BaseConsumer = config.reader(&[group]).create().map_err(idempotent(&what))?;
+        let consumer: BaseConsumer<Told> = config.reader(&[group]).create_with_context(Told).map_err(idempotent(&what))?;
         consumer.assign(&list([(partition, Offset::Offset(offset))])?).map_err(idempotent(&what))?;
         Ok(Self { consumer, next_offset: offset, fresh: true })
     }
@@ -569,7 +570,30 @@ enum Rebalance {
     Revoke(TopicPartitionList),
 }
 
-impl ClientContext for Rebalances {}
+/// What librdkafka says on its own. The end of a partition is what a reader waits for, and no error.
+fn told(error: &KafkaError, reason: &str) {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::PartitionEOF) => debug!(reason, "end of a partition"),
+        _ => warn!(%error, reason, "said by librdkafka"),
+    }
+}
+
+/// A reader's own word.
+struct Told;
+
+impl ClientContext for Told {
+    fn error(&self, error: KafkaError, reason: &str) {
+        told(&error, reason);
+    }
+}
+
+impl ConsumerContext for Told {}
+
+impl ClientContext for Rebalances {
+    fn error(&self, error: KafkaError, reason: &str) {
+        told(&error, reason);
+    }
+}
 
 impl ConsumerContext for Rebalances {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, partitions: &mut TopicPartitionList) {

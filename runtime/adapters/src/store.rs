@@ -1,21 +1,19 @@
 //! Where a lake is: in its data folder, or in an object store that the folder remembers by its address.
 //!
 //! The address is in the file `lake.url`. It holds no secret: keys, region and endpoint come from the environment, as for
-//! every client of S3. What this leaves out: other clouds, whose clients are not built in.
+//! every client of S3. What this leaves out: other clouds, whose clients are not built in, and a lake that shares its bucket.
 
 use std::{io::ErrorKind, path::Path, sync::Arc};
 
 use object_store::{
     ObjectStore,
     aws::{AmazonS3Builder, S3ConditionalPut},
-    path::Path as StorePath,
-    prefix::PrefixStore,
 };
 use simulacro_core::ports::{PortError, Result};
 
 const FILE: &str = "lake.url";
 
-/// Opens the store at an address, `s3://bucket` or `s3://bucket/prefix`. Nothing is asked of it yet.
+/// Opens the store at an address, `s3://bucket`. Nothing is asked of it yet.
 ///
 /// Reads `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, `AWS_ALLOW_HTTP` and the other
 /// variables of the client.
@@ -23,20 +21,17 @@ const FILE: &str = "lake.url";
 /// # Errors
 /// `Permanent` for an address of another form, and for settings that cannot be.
 pub fn open_store(url: &str) -> Result<Arc<dyn ObjectStore>> {
-    let rest = url.strip_prefix("s3://").unwrap_or_default();
-    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-    if bucket.is_empty() || bucket.contains(['@', ':', '?']) {
-        return Err(PortError::permanent(format!("open store {url}: expected s3://bucket or s3://bucket/prefix")));
+    let bucket = url.strip_prefix("s3://").unwrap_or_default();
+    let bucket = bucket.strip_suffix('/').unwrap_or(bucket);
+    if bucket.is_empty() || bucket.contains(['/', '@', ':', '?']) {
+        return Err(PortError::permanent(format!("open store {url}: expected s3://bucket, a bucket of its own")));
     }
     let store = AmazonS3Builder::from_env()
         .with_bucket_name(bucket)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .build()
         .map_err(|e| PortError::permanent(format!("open store {url}")).because(e))?;
-    Ok(match StorePath::from(prefix) {
-        root if root.as_ref().is_empty() => Arc::new(store),
-        prefix => Arc::new(PrefixStore::new(store, prefix)),
-    })
+    Ok(Arc::new(store))
 }
 
 /// The address of a data folder's lake; `None` when it is in the folder itself.
@@ -82,10 +77,10 @@ mod tests {
 
     #[test]
     fn an_address_is_read_or_refused_by_name() {
-        for good in ["s3://cubo", "s3://cubo/", "s3://cubo/tienda/lago"] {
+        for good in ["s3://cubo", "s3://cubo/"] {
             open_store(good).unwrap_or_else(|e| panic!("{good}: {}", e.chain()));
         }
-        for bad in ["cubo", "s3://", "s3:///lago", "gs://cubo", "s3://clave:secreto@cubo"] {
+        for bad in ["cubo", "s3://", "s3:///lago", "s3://cubo/lago", "gs://cubo", "s3://clave:secreto@cubo"] {
             let error = open_store(bad).expect_err(bad);
             assert!(error.what.contains("expected s3://bucket"), "{}", error.what);
         }
@@ -96,14 +91,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let data = dir.path().join("datos");
         assert_eq!(kept_store(&data).expect("readable"), None);
-        keep_store(&data, "s3://cubo/a").expect("kept");
-        keep_store(&data, "s3://cubo/a").expect("the same again");
-        assert_eq!(kept_store(&data).expect("readable").as_deref(), Some("s3://cubo/a"));
-        let error = keep_store(&data, "s3://cubo/b").expect_err("another one");
-        assert!(error.what.contains("s3://cubo/a"), "{}", error.what);
+        keep_store(&data, "s3://cubo-a").expect("kept");
+        keep_store(&data, "s3://cubo-a").expect("the same again");
+        assert_eq!(kept_store(&data).expect("readable").as_deref(), Some("s3://cubo-a"));
+        let error = keep_store(&data, "s3://cubo-b").expect_err("another one");
+        assert!(error.what.contains("s3://cubo-a"), "{}", error.what);
         let other = dir.path().join("otros");
         std::fs::create_dir_all(other.join("lake")).expect("a folder");
-        let error = keep_store(&other, "s3://cubo/a").expect_err("a lake is there");
+        let error = keep_store(&other, "s3://cubo-a").expect_err("a lake is there");
         assert!(error.what.contains("found a lake"), "{}", error.what);
     }
 }

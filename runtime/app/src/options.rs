@@ -60,7 +60,7 @@ pub struct SourceArgs {
 /// Where tables and raw objects are kept.
 #[derive(Args, Debug, Clone, Default)]
 pub struct StoreArgs {
-    /// Where the lake is, for example s3://bucket/prefix, with the usual AWS_ variables; without it in the data folder. The
+    /// Where the lake is, for example s3://bucket, a bucket of its own, with the usual AWS_ variables; without it in the data folder. The
     /// data folder remembers it, so that later commands need not say it
     #[arg(long)]
     pub store: Option<String>,
