@@ -9,14 +9,14 @@ use chrono::NaiveDate;
 use serde_json::json;
 
 use crate::{
-    batch::{DayError, QUARANTINE, STAGING},
+    batch::{DayError, QUARANTINE, STAGING, state_of},
     contract::{Severity, check::QualityResult},
     dimensions,
     orchestrator::{
         Asset, BreakerPolicy, Job, PlanError, RetryPolicy, Schedule, Slot, SourcePolicy, Work, WorkError, source_checks,
     },
     platform::{PIPELINE, Platform},
-    ports::{Env, Optimize, PortError, Ports, Result, RunState, VACUUM_HOURS_MIN, Vacuum, event_log::EventLog},
+    ports::{Env, Optimize, PortError, Ports, Result, VACUUM_HOURS_MIN, Vacuum, event_log::EventLog},
     streaming::{config::StreamConfig, status::JobStatus},
 };
 
@@ -133,11 +133,7 @@ impl Work for DailyBatch {
         let result = self.platform.attempt_day(&job.run).await;
         let mut run = job.run.clone();
         run.finished_at = Some(self.platform.ports.env.now());
-        run.state = match &result {
-            Ok(_) => RunState::Succeeded,
-            Err(DayError::Held { .. }) => RunState::Held,
-            Err(DayError::Port { .. }) => RunState::Failed,
-        };
+        run.state = state_of(&result);
         self.platform.measure(&run, &result);
         match result {
             Ok(report) => Ok(serde_json::to_value(report).unwrap_or_default()),

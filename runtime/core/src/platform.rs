@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::{
-    batch::{self, DayError, DayReport, Published, STAGING},
+    batch::{self, DayError, DayReport, Published, STAGING, state_of},
     contract::Contract,
     dimensions::{self, FetchPolicy, Refreshed},
     history::recorded,
@@ -151,11 +151,7 @@ impl Platform {
         let mut run = self.ports.ledger.begin(PIPELINE, fecha, &env.new_id(), floor, env.now()).await.map_err(at)?;
         let result = batch::publish(&self.ports, &project, fecha, run.epoch, env!("CARGO_PKG_VERSION"), None).await;
         run.finished_at = Some(env.now());
-        run.state = match &result {
-            Ok(_) => RunState::Succeeded,
-            Err(DayError::Held { .. }) => RunState::Held,
-            Err(DayError::Port { .. }) => RunState::Failed,
-        };
+        run.state = state_of(&result);
         run.report = match &result {
             Ok(published) => serde_json::to_value(published).unwrap_or_default(),
             Err(error) => serde_json::json!({ "error": error.to_string() }),
@@ -259,11 +255,7 @@ impl Platform {
             Ok(()) => self.attempt_day(&run).await,
         };
         run.finished_at = Some(env.now());
-        run.state = match &result {
-            Ok(_) => RunState::Succeeded,
-            Err(DayError::Held { .. }) => RunState::Held,
-            Err(DayError::Port { .. }) => RunState::Failed,
-        };
+        run.state = state_of(&result);
         run.report = match &result {
             Ok(report) => serde_json::to_value(report).unwrap_or_default(),
             Err(error) => serde_json::json!({ "error": error.to_string() }),

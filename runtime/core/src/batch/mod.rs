@@ -31,7 +31,7 @@ use crate::{
     contract::Contract,
     dimensions::{self, DimensionUse, FetchPolicy, NotChosen, StaleDimension},
     models::Project,
-    ports::{Commit, DayWrite, Disposition, Input, PortError, Ports, Query, Result},
+    ports::{Commit, DayWrite, Disposition, Input, PortError, Ports, Query, Result, RunState},
 };
 use raw::extract;
 use tasks::Tasks;
@@ -250,6 +250,15 @@ pub async fn run_day(
     }
     report.tasks = tasks.done();
     Ok(report)
+}
+
+/// How a run ends whose work came to this.
+pub(crate) fn state_of<T>(result: &Result<T, DayError>) -> RunState {
+    match result {
+        Ok(_) => RunState::Succeeded,
+        Err(DayError::Held { .. }) => RunState::Held,
+        Err(DayError::Port { .. }) => RunState::Failed,
+    }
 }
 
 /// What the lack of a dimension means for a day. One that may come again is worth the retries of the run; one that is refused
