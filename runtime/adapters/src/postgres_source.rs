@@ -15,9 +15,14 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     num::NonZeroUsize,
+    sync::Arc,
 };
 
-use arrow::{array::RecordBatch, compute::concat_batches, datatypes::SchemaRef};
+use arrow::{
+    array::{Date32Array, RecordBatch},
+    compute::concat_batches,
+    datatypes::SchemaRef,
+};
 use async_trait::async_trait;
 use chrono::{Datelike, NaiveDate};
 use futures::{FutureExt, StreamExt, stream};
@@ -42,6 +47,9 @@ pub enum NaiveTimestamps {
 
 /// The most parallel workers that PostgreSQL can be told to use.
 const HELPERS_MAX: usize = 1_024;
+
+/// Memory of the server for the blocks of a day while its rows are counted: enough for each block of a day of 40 GB.
+const COUNT_MEMORY: &str = "256MB";
 
 /// What takes the rows from the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -326,6 +334,27 @@ struct Merge {
     filler: Filler,
     what: String,
     ended: bool,
+    day: Option<DayColumn>,
+}
+
+/// The column of the day, which is not copied: all rows of a day have the same.
+#[derive(Debug)]
+struct DayColumn {
+    /// Where it stands among the asked columns.
+    at: usize,
+    /// Days since 1970-01-01.
+    value: i32,
+    /// The asked columns, this one among them.
+    schema: SchemaRef,
+}
+
+impl DayColumn {
+    fn put_in(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let mut columns = batch.columns().to_vec();
+        columns.insert(self.at, Arc::new(Date32Array::from_value(self.value, batch.num_rows())));
+        RecordBatch::try_new(self.schema.clone(), columns)
+            .map_err(|e| PortError::permanent("put the day beside its rows").because(e))
+    }
 }
 
 impl Merge {
@@ -352,7 +381,11 @@ impl Merge {
                 None => return Err(PortError::retryable(format!("{}: a connection's task ended early", self.what))),
             }
         }
-        self.filler.take()
+        let batch = self.filler.take()?;
+        match &self.day {
+            Some(day) => batch.map(|batch| day.put_in(&batch)).transpose(),
+            None => Ok(batch),
+        }
     }
 
     fn damaged(&self, error: CopyError) -> PortError {
@@ -512,22 +545,41 @@ impl PostgresSource {
             return Err(PortError::permanent(format!("{what}: found snapshot {snapshot:?}, expected hex digits and hyphens")));
         }
         let (is_view, declared) = self.declared(&mut leader, table).await?;
-        let copied = self.copy_columns(table, &declared, columns, fecha.is_some())?;
+        let mut copied = self.copy_columns(table, &declared, columns, fecha.is_some())?;
+        let whole = CopyDecoder::new(copied.clone(), self.config.limits);
+        let schema = whole.map_err(|e| PortError::permanent(what.clone()).because(e))?.schema().clone();
+        // A statement copies one column at least.
+        let day = match (fecha, copied.iter().position(|c| c.name == "fecha")) {
+            (Some(fecha), Some(at)) if copied.len() > 1 => {
+                copied.remove(at);
+                let value = (fecha - NaiveDate::default()).num_days();
+                let value = i32::try_from(value).map_err(|e| PortError::permanent(what.clone()).because(e))?;
+                Some(DayColumn { at, value, schema })
+            }
+            _ => None,
+        };
         let places = if is_view { "NULL::text, NULL::text" } else { "min(ctid)::text, max(ctid)::text" };
-        // Here the order does not matter: as many processes of the server may count as will read.
+        // Here the order does not matter: as many processes of the server may count as will read. A scan of all days is worth
+        // it only where no index knows the day; the planner cannot tell, since it does not know that a day lies together.
         let helpers = self.config.connections.get() - 1;
-        let parallel = format!("SET LOCAL max_parallel_workers_per_gather = {}", helpers.min(HELPERS_MAX));
-        self.server.run(&mut leader, parallel).await.map_err(failed)?;
+        let seqscan = if fecha.is_some() { "off" } else { "on" };
+        let fast = format!(
+            "SET LOCAL max_parallel_workers_per_gather = {}; SET LOCAL enable_seqscan = {seqscan}; SET LOCAL work_mem = '{COUNT_MEMORY}'",
+            helpers.min(HELPERS_MAX)
+        );
+        self.server.run(&mut leader, fast).await.map_err(failed)?;
         let count = format!("SELECT count(*), {places} FROM {qualified} WHERE {chosen}");
         let rows = self.server.rows(&mut leader, count, &[]).await.map_err(failed)?;
-        self.server.run(&mut leader, "SET LOCAL max_parallel_workers_per_gather = 0").await.map_err(failed)?;
+        let as_before =
+            "SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL enable_seqscan = on; SET LOCAL work_mem = DEFAULT";
+        self.server.run(&mut leader, as_before).await.map_err(failed)?;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound).map_err(failed)?;
         let expected_rows = row.try_get::<i64, _>(0).map_err(failed)?.unsigned_abs();
         let place =
             |at: usize| Ok::<_, PortError>(row.try_get::<Option<String>, _>(at).map_err(failed)?.as_deref().and_then(block));
         let (first, last): (Option<u32>, Option<u32>) = (place(1)?, place(2)?);
 
-        let names = columns.iter().map(|c| quote(&c.name)).collect::<Result<Vec<_>>>()?.join(", ");
+        let names = copied.iter().map(|c| quote(&c.name)).collect::<Result<Vec<_>>>()?.join(", ");
         let copy =
             |place: &str| format!("COPY (SELECT {names} FROM {qualified} WHERE {chosen}{place}) TO STDOUT (FORMAT binary)");
         let statements = match (first, last) {
@@ -578,7 +630,8 @@ impl PostgresSource {
         // Memory of a batch includes its numbers, which the limit on text does not count.
         let bytes = batch_bytes.saturating_mul(2).saturating_add(batch_rows * columns.len() * 32);
         let filler = Filler { schema, rows: batch_rows, bytes, pieces: VecDeque::new(), held_rows: 0, held_bytes: 0 };
-        let merge = Merge { workers, queues, ranges: range_count, range: 0, rows_before: 0, rows: 0, filler, what, ended: false };
+        let merge =
+            Merge { workers, queues, ranges: range_count, range: 0, rows_before: 0, rows: 0, filler, what, ended: false, day };
         let batches = stream::unfold(Some(merge), |merge| async move {
             let mut merge = merge?;
             match merge.next().await {
