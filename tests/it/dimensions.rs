@@ -1066,6 +1066,36 @@ async fn live(steps: Vec<Step>) {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_day_that_was_sent_twice_is_counted_once_however_many_its_orders_are() {
+    // More orders that come again than a statement names.
+    let once = (0..4_500).map(|n| Venta {
+        order_id: Some(format!("o-{n}")),
+        user_id: Some(format!("u-{}", n % 97)),
+        product_id: Some("p1".into()),
+        monto: Some(100 + n),
+        descuento: None,
+        region: Some(REGIONS[n as usize % 5].into()),
+        timestamp: Some(n),
+    });
+    let once: Vec<Venta> = once.collect();
+    let mut rows: Vec<Venta> = once.iter().chain(&once).cloned().collect();
+    // Two that contradict each other, and one that comes once.
+    rows.push(Venta { monto: Some(1), ..once[0].clone() });
+    rows.push(Venta { order_id: Some("o-alone".into()), ..once[1].clone() });
+    let attributes = Attributes::from([("u-1".to_owned(), (Some("vip".to_owned()), None))]);
+    live(vec![(0, rows, attributes.clone(), attributes)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_two_orders_with_one_source_hash_are_one_row() {
+    // Both are hashed as `o|1|u|5.00`.
+    let rows = vec![sale("o|1", "u", "p1", 500), sale("o", "1|u", "p1", 500), sale("o2", "u", "p1", 700)];
+    let rows: Vec<Venta> = rows.into_iter().map(|r| Venta { region: Some("norte".into()), ..r }).collect();
+    let attributes = Attributes::from([("u".to_owned(), (None, None))]);
+    live(vec![(0, rows, attributes.clone(), attributes)]).await;
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 20, max_shrink_iters: 60, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -86,12 +86,23 @@ pub fn connect(services: Services, history: &Path) -> Result<Ports> {
     Ok(assemble(services, env, recorder))
 }
 
+/// Memory that one query of a run keeps for sorting, grouping and windows; what needs more spills.
+pub const QUERY_MEMORY_BYTES: usize = 512 << 20;
+
+/// Most parts of a plan that run at the same time: each has buffers of its own.
+const PARTITIONS_MAX: usize = 8;
+
+/// As many as there are cores.
+fn partitions() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(PARTITIONS_MAX))
+}
+
 /// Puts the ports together.
 fn assemble(services: Services, env: Arc<SystemEnv>, recorder: Recorder) -> Ports {
     let Services { tables, objects, log, registry, ledger, warehouse, metrics } = services;
     // delta-rs reaches the store below the lakehouse port, so its calls are recorded here.
     let below = Arc::new(RecordedStore { inner: objects.clone(), recorder: recorder.clone() });
-    let lakehouse = Arc::new(DeltaLakehouse::new(below));
+    let lakehouse = Arc::new(DeltaLakehouse::new(below).with_memory(QUERY_MEMORY_BYTES).with_partitions(partitions()));
     let warehouse = warehouse.unwrap_or_else(|| Arc::new(DeltaWarehouse::new(lakehouse.clone())));
     let (dimensions, notifier) = (Arc::new(NoDimensions), Arc::new(LogNotifier));
     Ports { env, tables, dimensions, objects, log, registry, warehouse, lakehouse, ledger, notifier, metrics, recorder }

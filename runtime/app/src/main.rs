@@ -148,7 +148,17 @@ fn end_with_the_reader() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// Keeps the C library from a heap of its own for each thread: freed memory of one stage then serves the next.
+fn share_the_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: called first in `main`, before any other thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2)
+    };
+}
+
 fn main() -> ExitCode {
+    share_the_heap();
     end_with_the_reader();
     let cli = Cli::parse();
     telemetry::init_logs();

@@ -5,6 +5,8 @@
 
 mod commit;
 pub mod copy;
+mod functions;
+mod memory;
 pub mod models;
 pub mod query;
 mod scd2;
@@ -29,7 +31,7 @@ use deltalake::{
     DeltaTable, DeltaTableBuilder, DeltaTableError,
     datafusion::{
         common::TableReference,
-        execution::session_state::SessionStateBuilder,
+        execution::{runtime_env::RuntimeEnvBuilder, session_state::SessionStateBuilder},
         logical_expr::LogicalPlan,
         prelude::{DataFrame, ParquetReadOptions, SessionConfig, SessionContext, col, lit},
         scalar::ScalarValue,
@@ -44,7 +46,10 @@ use simulacro_core::ports::{
 };
 use url::Url;
 
-use crate::commit::{Start, Txn, app_id, causes};
+use crate::{
+    commit::{Start, Txn, app_id, causes},
+    memory::Shares,
+};
 
 /// A checkpoint is written when the log has grown by this many versions.
 pub const CHECKPOINT_EVERY: u64 = 10;
@@ -60,6 +65,10 @@ pub struct DeltaLakehouse {
     opened: Mutex<BTreeMap<String, DeltaTable>>,
     /// The last checkpoint of a table that this process knows of.
     checkpoints: Mutex<BTreeMap<String, u64>>,
+    /// Memory of one query for what it has to keep, in bytes.
+    memory_bytes: Option<usize>,
+    /// Parts of a plan that run at the same time.
+    partitions: usize,
 }
 
 fn days_since_epoch(fecha: NaiveDate) -> Option<i32> {
@@ -69,21 +78,43 @@ fn days_since_epoch(fecha: NaiveDate) -> Option<i32> {
 impl DeltaLakehouse {
     /// Tables are folders of `store`.
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, opened: Mutex::default(), checkpoints: Mutex::default() }
+        Self { store, opened: Mutex::default(), checkpoints: Mutex::default(), memory_bytes: None, partitions: 1 }
     }
 
-    /// A session whose plans do not depend on the number of cores.
+    /// The same, where each query keeps at most `memory_bytes` for sorting, grouping and windows. What needs more spills to the
+    /// system's temporary folder, or fails with an error that says so. The rows under way, some batches, are not counted.
+    #[must_use]
+    pub fn with_memory(self, memory_bytes: usize) -> Self {
+        Self { memory_bytes: Some(memory_bytes), ..self }
+    }
+
+    /// The same, with plans of `partitions` parts that run at the same time, 1 at least. With more than one the rows of a table come in
+    /// an order that is nobody's promise; the rows themselves are the same.
+    #[must_use]
+    pub fn with_partitions(self, partitions: usize) -> Self {
+        Self { partitions: partitions.max(1), ..self }
+    }
+
+    /// A session whose plans do not depend on the number of cores, unless it was asked for.
     fn session(&self) -> Result<SessionContext> {
         let broken = |e: Box<dyn std::error::Error + Send + Sync>| PortError::permanent("make a query session").because(e);
         let delta = DeltaSessionContext::new().into_inner();
         let config: SessionConfig = delta
             .copied_config()
-            .with_target_partitions(1)
+            .with_target_partitions(self.partitions)
             .set_usize("datafusion.execution.planning_concurrency", 1)
             .set_usize("datafusion.execution.meta_fetch_concurrency", 1);
-        let state = SessionStateBuilder::new_from_existing(delta.state()).with_config(config).build();
-        let ctx = SessionContext::new_with_state(state);
+        let mut state = SessionStateBuilder::new_from_existing(delta.state()).with_config(config);
+        if let Some(bytes) = self.memory_bytes {
+            let pool = Arc::new(Shares::new(bytes));
+            let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc().map_err(|e| broken(e.into()))?;
+            state = state.with_runtime_env(runtime);
+        }
+        let ctx = SessionContext::new_with_state(state.build());
         ctx.register_udf(schema::not_null());
+        for function in functions::all() {
+            ctx.register_udf(function);
+        }
         let root = Url::parse(ROOT).map_err(|e| broken(e.into()))?;
         ctx.register_object_store(&root, self.store.clone());
         Ok(ctx)

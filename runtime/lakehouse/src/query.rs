@@ -15,7 +15,8 @@ use deltalake::{
         catalog::{MemorySchemaProvider, TableProvider},
         common::TableReference,
         error::DataFusionError,
-        execution::{memory_pool::FairSpillPool, runtime_env::RuntimeEnvBuilder, session_state::SessionStateBuilder},
+        execution::{runtime_env::RuntimeEnvBuilder, session_state::SessionStateBuilder},
+        logical_expr::LogicalPlan,
         prelude::{ParquetReadOptions, SQLOptions, SessionConfig, SessionContext},
         sql::{parser::Statement as DfStatement, sqlparser::ast::Statement},
     },
@@ -29,7 +30,7 @@ use simulacro_core::{
 };
 use url::Url;
 
-use crate::{DeltaLakehouse, ROOT, read_failed};
+use crate::{DeltaLakehouse, ROOT, memory::Shares, read_failed};
 
 /// Folder of the embedded warehouse, whose tables have their schema in the name of their own folder.
 const WAREHOUSE: &str = "warehouse";
@@ -132,7 +133,10 @@ impl SqlLake {
         // What the statement's kind does not show: a write inside of an EXPLAIN, for example.
         let only_reads = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         only_reads.verify_plan(&plan).map_err(|e| refused(sql).because(e))?;
-        let frame = ctx.execute_logical_plan(plan).await.map_err(failed)?.limit(0, Some(rows_max)).map_err(failed)?;
+        // An explanation has to stand at the top of its plan, and is short.
+        let explains = matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_));
+        let frame = ctx.execute_logical_plan(plan).await.map_err(failed)?;
+        let frame = if explains { frame } else { frame.limit(0, Some(rows_max)).map_err(failed)? };
         let what = format!("run query {}", head(sql));
         let rows = frame.execute_stream().await.map_err(failed)?;
         let schema = rows.schema();
@@ -146,7 +150,7 @@ impl SqlLake {
         // One partition, so that rows without ORDER BY come in the same order each time.
         let config: SessionConfig = delta.copied_config().with_target_partitions(1);
         let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(Arc::new(FairSpillPool::new(self.memory_bytes)))
+            .with_memory_pool(Arc::new(Shares::new(self.memory_bytes)))
             .build_arc()
             .map_err(|e| broken(e.into()))?;
         let state = SessionStateBuilder::new_from_existing(delta.state()).with_config(config).with_runtime_env(runtime).build();

@@ -35,7 +35,7 @@ use crate::{
 };
 use raw::extract;
 use tasks::Tasks;
-use transform::{classification, staged};
+use transform::{Families, classification, family_queries, staged};
 
 /// How often an idempotent call is made before its error counts.
 const CALLS: u32 = 3;
@@ -150,7 +150,7 @@ pub async fn run_day(
     tasks.end("extraer_ventas", rows, rows, BTreeMap::new(), raw.manifest.files.iter().map(|f| f.bytes).sum());
     tasks.end("quality_gate_raw", rows, rows, BTreeMap::new(), 0);
     let inputs = vec![("ventas".to_owned(), Input::Parquet(raw.paths()))];
-    let classified = classification(contract);
+    let classified = classification(contract, &families(ports, &inputs, rows).await.map_err(at)?);
     let counts = Query {
         sql: format!(
             "SELECT fate, clause, count(*) AS n, CAST(sum(monto - descuento) AS DECIMAL(20,2)) AS neto
@@ -250,6 +250,17 @@ pub async fn run_day(
     }
     report.tasks = tasks.done();
     Ok(report)
+}
+
+/// The rows of a day that have to be compared with each other.
+async fn families(ports: &Ports, inputs: &[(String, Input)], rows: u64) -> Result<Families> {
+    let mut found = Vec::new();
+    for sql in family_queries(rows) {
+        for batch in ports.lakehouse.query(&Query { sql, inputs: inputs.to_vec() }).await? {
+            found.extend(batch.column(0).as_primitive::<arrow::datatypes::Int64Type>().values());
+        }
+    }
+    Ok(Families::of(found))
 }
 
 /// How a run ends whose work came to this.

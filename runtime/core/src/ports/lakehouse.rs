@@ -49,7 +49,9 @@ impl fmt::Display for Input {
 /// SQL over named inputs.
 ///
 /// Beside the functions of the engine there is `not_null(value, 'column')`: a null stops the query with an error that
-/// names the column, and a table that is made from the query refuses nulls in that column from then on.
+/// names the column, and a table that is made from the query refuses nulls in that column from then on. There is
+/// `sha256_hex(text)`, 64 hexadecimal digits, and `hash_before(text, '|')`, a 64-bit hash of what stands before the first
+/// separator, or of the whole text where that is empty: equal beginnings have equal hashes, unequal ones rarely.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Query {
     /// The statement; it never contains values from outside.
