@@ -111,7 +111,7 @@ async fn load(arguments: &Arguments) -> Result<(), Failure> {
            descuento numeric(10,2), region text NOT NULL, timestamp_venta timestamptz NOT NULL, fecha date NOT NULL);
          CREATE TABLE clientes (user_id text PRIMARY KEY, segmento text, pais text NOT NULL);
          CREATE TABLE productos (product_id text PRIMARY KEY, categoria text NOT NULL, marca text NOT NULL, precio numeric(10,2) NOT NULL,
-           inventario integer NOT NULL)",
+           inventario bigint NOT NULL)",
     )
     .execute(&mut connection)
     .await?;

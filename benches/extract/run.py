@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 HERE = pathlib.Path(__file__).parent
@@ -104,14 +105,37 @@ class Server:
         self.log.close()
 
 
-def measure(server, command):
+class Sampler(threading.Thread):
+    """CPU seconds and resident memory of a process over its life, every 20 ms, with the time of day."""
+
+    def __init__(self, process):
+        super().__init__(daemon=True)
+        self.process, self.samples = process, []
+
+    def run(self):
+        tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+        # Gone when the process is.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):
+            while True:
+                fields = pathlib.Path(f"/proc/{self.process}/stat").read_text().rsplit(")", 1)[1].split()
+                self.samples.append((time.time(), (int(fields[11]) + int(fields[12])) / tick, int(fields[21]) * page / 2**20))
+                time.sleep(0.02)
+
+
+def measure(server, command, samples=None):
     """Runs a command to its end: its own report, and what the system says of it. An error is a text."""
     before = server.cpu_seconds()
     environment = {**os.environ, "PGPASSWORD": PASSWORD}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         begun = time.monotonic()
         process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=err, env=environment)
+        sampler = Sampler(process.pid)
+        if samples is not None:
+            sampler.start()
         _, status, used = os.wait4(process.pid, 0)
+        if samples is not None:
+            sampler.join()
+            samples.extend(sampler.samples)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - begun
         # The server's processes end a moment after their client.
@@ -180,6 +204,47 @@ def our_extract(server, args, out, connections, rows_max=0):
     return [*command, "--connections", connections, "--rows-max", rows_max]
 
 
+# The stages of our day, each with the last call of it in the history: component, call and the end of its table's name.
+STAGES = [
+    ("extract to raw", ("lakehouse", "query", "")),
+    ("dimensions", ("lakehouse", "maintain", "productos_dim")),
+    ("classify", ("lakehouse", "overwrite_day", "ventas_no_publicadas")),
+    ("enrich and stage", ("lakehouse", "overwrite_day", "ventas_validadas")),
+    ("models", ("lakehouse", "overwrite_day", "")),
+    ("tests and warehouse", ("", "", "")),
+]
+
+
+def stages(samples, history):
+    """Seconds, CPU seconds and peak memory of each stage of our day."""
+    calls = []
+    for line in history.read_text().splitlines():
+        entry = json.loads(line)
+        at = datetime.datetime.fromisoformat(entry["time"][:26]).replace(tzinfo=datetime.timezone.utc).timestamp()
+        calls.append((at, entry["component"], entry["call"], entry["refs"].get("table", "")))
+
+    def is_last(call, wanted):
+        return call[1] == wanted[0] and call[2] == wanted[1] and call[3].endswith(wanted[2])
+
+    out, begin = {}, samples[0][0]
+    for name, wanted in STAGES:
+        ends = [call[0] for call in calls if is_last(call, wanted) and call[0] > begin]
+        # The first query ends the extraction, the last write of a day the models.
+        end = samples[-1][0] if not wanted[0] else (ends[0] if name == "extract to raw" else ends[-1])
+        inside = [sample for sample in samples if begin <= sample[0] <= end] or [samples[-1]]
+        out[name] = {"seconds": end - begin, "cpu_seconds": inside[-1][1] - inside[0][1], "peak_mib": max(s[2] for s in inside)}
+        begin = end
+    return out
+
+
+def stage_table(runs, rows):
+    say(f"\n{'stage':<22}{'seconds':>9}{'own ns/row':>12}{'peak MiB':>10}   medians, highest peak")
+    for name, _ in STAGES:
+        of = [run["stages"][name] for run in runs]
+        seconds, cpu = (statistics.median(o[what] for o in of) for what in ("seconds", "cpu_seconds"))
+        say(f"{name:<22}{seconds:>9.2f}{cpu * 1e9 / rows:>12.0f}{max(o['peak_mib'] for o in of):>10.0f}")
+
+
 def take_turns(server, args, contenders, rounds, check):
     """Runs each contender once in each round. One that fails is left out from then on, with its reason."""
     runs, failed = {name: [] for name in contenders}, {}
@@ -189,8 +254,10 @@ def take_turns(server, args, contenders, rounds, check):
             if name in failed:
                 continue
             out = args.work / "out"
-            report, error = measure(server, contenders[name](out))
+            samples = []
+            report, error = measure(server, contenders[name](out), samples)
             if report is not None:
+                report["samples"] = samples
                 report["bytes"] = sum(p.stat().st_size for p in ([out] if out.is_file() else out.rglob("*")) if p.is_file())
                 error = check(report, out)
             shutil.rmtree(out, ignore_errors=True)
@@ -199,6 +266,7 @@ def take_turns(server, args, contenders, rounds, check):
                 failed[name] = error
                 runs[name] = []
                 continue
+            del report["samples"]
             runs[name].append(report)
             say(f"  round {turn + 1}, {name}: {report['seconds']:.2f} s, {report['peak_mib']:.0f} MiB")
     return runs, failed
@@ -281,11 +349,12 @@ def whole_day(server, args):
         ours = not (out / "mart.parquet").exists()
         found = mart_sums(delta_files(out / "lake/marts/metricas_diarias") if ours else [out / "mart.parquet"])
         if ours:
+            report["stages"] = stages(report["samples"], out / "history.jsonl")
             report["seconds"], report["cpu_seconds"] = report["process_seconds"], report["process_cpu_seconds"]
         return None if found == expected else f"found transactions and revenue {found}, expected {expected}"
 
     def ours(out):
-        words = ["batch", "run", "--postgres", server.url.replace(f":{PASSWORD}", ""), "--connections", args.connections, "--contract", "ventas"]
+        words = ["batch", "run", "--postgres", server.url.replace(f":{PASSWORD}", ""), "--connections", args.connections, "--dimension-tables", "--contract", "ventas"]
         return [args.program, *words, "--date", DATE, "--data", out, *args.day_arguments]
 
     def peer(name):
@@ -295,6 +364,7 @@ def whole_day(server, args):
     runs, failed = take_turns(server, args, contenders, args.rounds, check)
     table(f"a day of {rows:,} rows, PostgreSQL to marts, {args.rounds} rounds", list(contenders), runs, failed, rows)
     if runs[OURS]:
+        stage_table(runs[OURS], rows)
         slowest, peak = max(r["seconds"] for r in runs[OURS]), max(r["peak_mib"] for r in runs[OURS])
         say(f"{OURS}: slowest round {slowest:.1f} s, peak {peak:.0f} MiB")
     return {"runs": runs, "left_out": failed, "failed": OURS in failed}

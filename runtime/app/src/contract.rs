@@ -85,7 +85,15 @@ pub async fn run(command: ContractCommand) -> Result<u8, Failure> {
             let mut results = Vec::new();
             if source.is_some() || postgres.is_some() {
                 let contract = load_contract(contract.as_deref().unwrap_or("cdnow"))?;
-                let source = SourceArgs { source, postgres, schema, connections: NonZeroUsize::MIN, dimensions: None }.open()?;
+                let source = SourceArgs {
+                    source,
+                    postgres,
+                    schema,
+                    connections: NonZeroUsize::MIN,
+                    dimensions: None,
+                    dimension_tables: false,
+                }
+                .open()?;
                 let folder = tempfile::tempdir()?;
                 results = check_source_day(source.tables.as_ref(), &scratch(folder.path())?, &contract, date, now).await;
             }

@@ -55,6 +55,9 @@ pub struct SourceArgs {
     /// SIMULACRO_DIMENSIONS_TOKEN. Customers then come from the source. A folder's own productos.csv and clientes.csv need no API
     #[arg(long)]
     pub dimensions: Option<String>,
+    /// Read customers and products from the tables clientes and productos beside the sales
+    #[arg(long, requires = "postgres", conflicts_with = "dimensions")]
+    pub dimension_tables: bool,
 }
 
 /// Where tables and raw objects are kept.
@@ -104,11 +107,15 @@ impl SourceArgs {
             (None, Some(folder)) => (Arc::new(CsvSource::open(folder)?), Some(CsvSource::open(folder)?)),
             (None, None) => return Err("source: found neither --source nor --postgres, expected one of them".into()),
         };
+        let from_tables = |dimensions: &[Dimension], rest: Arc<dyn DimensionApi>| {
+            let names = dimensions.iter().map(|d| d.name().to_owned()).collect();
+            Arc::new(FromTables { tables: tables.clone(), names, rest, rows_max: CUSTOMERS_MAX })
+        };
         let dimensions: Arc<dyn DimensionApi> = match (&self.dimensions, &self.source) {
+            _ if self.dimension_tables => from_tables(&Dimension::ALL, Arc::new(NoDimensions)),
             (Some(url), _) => {
                 let api = HttpDimensions::new(dimension_settings(url))?;
-                let names = vec![Dimension::Clientes.name().to_owned()];
-                Arc::new(FromTables { tables: tables.clone(), names, rest: Arc::new(api), rows_max: CUSTOMERS_MAX })
+                from_tables(&[Dimension::Clientes], Arc::new(api))
             }
             (None, Some(folder)) => Arc::new(FolderDimensions::open(folder)?),
             (None, None) => Arc::new(NoDimensions),

@@ -8,22 +8,25 @@
 -- test: unique(fecha, cohorte)
 -- test: not_negative(revenue_neto, revenue_acumulado, ltv)
 WITH ventas AS (
-  SELECT user_id, fecha, monto_neto FROM {{ ref('stg_ventas_validadas') }}
+  SELECT user_id, fecha, monto_neto, fecha >= CAST(date_trunc('month', {{ day }}) AS DATE) AS este_mes
+  FROM {{ ref('stg_ventas_validadas') }}
 ),
+-- Each customer once, then each cohort; neither joins nor distinct counts, which would keep every sale in memory.
 clientes AS (
-  SELECT user_id, CAST(date_trunc('month', min(fecha)) AS DATE) AS cohorte FROM ventas GROUP BY user_id
-),
-compras AS (
-  SELECT c.cohorte, v.user_id, v.monto_neto, v.fecha >= CAST(date_trunc('month', {{ day }}) AS DATE) AS este_mes
-  FROM ventas AS v JOIN clientes AS c ON c.user_id = v.user_id
+  SELECT user_id, CAST(date_trunc('month', min(fecha)) AS DATE) AS cohorte,
+         count(CASE WHEN este_mes THEN 1 END) AS compras_mes,
+         sum(CASE WHEN este_mes THEN monto_neto ELSE CAST(0 AS DECIMAL(10,2)) END) AS revenue_mes,
+         sum(monto_neto) AS revenue
+  FROM ventas
+  GROUP BY user_id
 ),
 sumas AS (
   SELECT cohorte,
-         count(DISTINCT user_id) AS usuarios,
-         count(DISTINCT CASE WHEN este_mes THEN user_id END) AS usuarios_activos,
-         CAST(sum(CASE WHEN este_mes THEN monto_neto ELSE CAST(0 AS DECIMAL(10,2)) END) AS DECIMAL(12,2)) AS revenue_neto,
-         CAST(sum(monto_neto) AS DECIMAL(14,2)) AS revenue_acumulado
-  FROM compras
+         count(*) AS usuarios,
+         count(CASE WHEN compras_mes > 0 THEN 1 END) AS usuarios_activos,
+         CAST(sum(revenue_mes) AS DECIMAL(12,2)) AS revenue_neto,
+         CAST(sum(revenue) AS DECIMAL(14,2)) AS revenue_acumulado
+  FROM clientes
   GROUP BY cohorte
 )
 SELECT {{ day }} AS fecha, cohorte,

@@ -19,20 +19,25 @@ sumas AS (
          sum(monto_neto) AS revenue,
          sum(centimos) AS suma,
          sum(centimos * centimos) AS cuadrados,
-         count(DISTINCT product_id) AS productos,
-         count(DISTINCT categoria) AS categorias,
          max(timestamp_venta) AS ultima_compra,
          min(timestamp_venta) AS primera_compra
   FROM ventas
   GROUP BY user_id
 ),
+-- Distinct pairs first: a set for each customer would take more memory than the sales themselves.
+productos AS (
+  SELECT user_id, count(product_id) AS productos FROM (SELECT DISTINCT user_id, product_id FROM ventas) GROUP BY user_id
+),
+-- The most frequent one, of equals the first by name, is the least text of nine digits that fall as the count rises, and a name.
 regiones AS (
-  SELECT user_id, region, row_number() OVER (PARTITION BY user_id ORDER BY veces DESC, region) AS puesto
+  SELECT user_id, substr(min(concat(CAST(1000000000 - veces AS VARCHAR), region)), 10) AS region
   FROM (SELECT user_id, region, count(*) AS veces FROM ventas GROUP BY user_id, region)
+  GROUP BY user_id
 ),
 categorias AS (
-  SELECT user_id, categoria, row_number() OVER (PARTITION BY user_id ORDER BY veces DESC, categoria) AS puesto
+  SELECT user_id, count(*) AS categorias, substr(min(concat(CAST(1000000000 - veces AS VARCHAR), categoria)), 10) AS categoria
   FROM (SELECT user_id, categoria, count(*) AS veces FROM ventas WHERE categoria IS NOT NULL GROUP BY user_id, categoria)
+  GROUP BY user_id
 )
 SELECT {{ day }} AS fecha, s.user_id,
        s.compras AS total_compras_30d,
@@ -42,8 +47,8 @@ SELECT {{ day }} AS fecha, s.user_id,
        CASE WHEN s.compras > 1 THEN
          sqrt(CAST(s.compras * s.cuadrados - s.suma * s.suma AS DOUBLE) / CAST(s.compras * (s.compras - 1) AS DOUBLE)) / 100
        END AS ticket_std_30d,
-       s.productos AS productos_unicos_30d,
-       s.categorias AS categorias_30d,
+       p.productos AS productos_unicos_30d,
+       coalesce(c.categorias, 0) AS categorias_30d,
        s.ultima_compra, s.primera_compra,
        r.region AS region_preferida,
        c.categoria AS categoria_preferida,
@@ -52,5 +57,6 @@ SELECT {{ day }} AS fecha, s.user_id,
        CAST(NULL AS BIGINT) AS total_add_to_cart_30d,
        {{ now }} AS _updated_at, {{ version }} AS _pipeline_version
 FROM sumas AS s
-JOIN regiones AS r ON r.user_id = s.user_id AND r.puesto = 1
-LEFT JOIN categorias AS c ON c.user_id = s.user_id AND c.puesto = 1
+JOIN productos AS p ON p.user_id = s.user_id
+JOIN regiones AS r ON r.user_id = s.user_id
+LEFT JOIN categorias AS c ON c.user_id = s.user_id
