@@ -1,7 +1,7 @@
 """Mutation testing of the runtime by the simulator's scenarios; see ci/mutants.
 
 A mutation is a patch with a header of `# key: value` lines: which defence it breaks and why a scenario should notice.
-`equivalent` argues that no run can tell the mutation from the original, `survives` says why none did. Results are lines of
+`likely` names scenarios to ask first, `equivalent` argues that no run can tell the mutation from the original, `survives` says why none did. Results are lines of
 JSON, the last one of a name counts, and only while the patch is the one that it was.
 """
 
@@ -134,12 +134,13 @@ class Bench:
         return [n for n in names if tomllib.loads((ROOT / n).read_text()).get("tier") == "pr"]
 
     def suite(self, patch, results):
-        """Every scenario and sweep; the likely killers first: those of the mutation's own world, then those that killed most."""
+        """Every scenario and sweep; the likely killers first: those the patch names, those of its world, those that killed most."""
         stream = re.search(r"^--- a/runtime/(core/src/(streaming|avro)|log)/", patch, re.M) is not None
+        likely = header(patch).get("likely", "").split()
         killers = [r.get("killer", "") for r in results.values() if r["outcome"] == "killed"]
         def rank(name):
             is_stream = tomllib.loads((ROOT / name).read_text()).get("kind") == "stream"
-            return (is_stream != stream, "/negative/" in name, -killers.count(name), name)
+            return (name not in likely, is_stream != stream, "/negative/" in name, -killers.count(name), name)
         ordered = sorted(self.scenarios(), key=rank)
         sweeps = sorted(SWEEPS, key=lambda s: ("stream" in s) != stream)
         return [(n, ["run", n, "--jobs", "1"], SCENARIO_S) for n in ordered] + [(" ".join(s), s, SWEEP_S) for s in sweeps]

@@ -4,15 +4,16 @@
 //! Times are virtual and in UTC. The incident begins with the first event that went wrong while a fault was at work, is
 //! detected by the first alert from then on, and is over when what it held up was done.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use chrono::{DateTime, Duration, NaiveDate, Utc};
 use simulacro_core::history::Event;
 
 use crate::{
-    faults::{CATALOGUE, Fault},
+    faults::{CATALOGUE, Entry, Fault},
+    report::described,
     scenario::{Scenario, Story},
-    stream,
+    stream::{self, faults::StreamFault},
     summary::repeat,
     world::Judgement,
 };
@@ -41,6 +42,8 @@ fn went_wrong(event: &Event) -> bool {
             event.refs.get("state").and_then(|s| s.as_str()).is_some_and(|state| state != "succeeded")
         }
         ("monitor" | "planted", _) => false,
+        // That a schema is not there is an answer.
+        ("schema_registry", _) => event.outcome != "ok" && !event.outcome.starts_with("permanent 404"),
         _ => !matches!(event.outcome.as_str(), "ok" | "not_found" | "already_exists" | "precondition"),
     }
 }
@@ -70,7 +73,14 @@ pub fn course(story: &Story, judgement: &Judgement, events: &[Event]) -> Course 
         }
         Story::Stream(story) => judgement.stream.as_ref().and_then(|figures| {
             let drained = figures.drained_after_s?;
-            Some(story.start + Duration::seconds(i64::try_from(story.healed_s()).unwrap_or(0) + drained))
+            let all = story.start + Duration::seconds(i64::try_from(story.healed_s()).unwrap_or(0) + drained);
+            // Once what came until the last failure is in closed windows, nobody can see it any more.
+            let last = events.iter().rposition(went_wrong)?;
+            let seen = |e: &&Event| {
+                let closed = e.refs.get("closed_ms").and_then(serde_json::Value::as_i64);
+                e.component == "monitor" && closed >= Some(events[last].time.timestamp_millis())
+            };
+            Some(events[last..].iter().find(seen).map_or(all, |e| e.time))
         }),
     };
     Course { began, detected, over }
@@ -121,33 +131,30 @@ fn target(failure: u8) -> Option<i64> {
 }
 
 fn causes(story: &Story) -> Vec<Cause> {
-    let texts = story.faults().unwrap_or_default();
-    let name = |fault: &Fault| match fault {
-        Fault::SourceUnavailable { .. } => "source_unavailable".to_owned(),
-        other => toml::Value::try_from(other).ok().map_or_else(String::new, |value| {
-            let part = |key: &str| value.get(key).and_then(toml::Value::as_str).map(str::to_owned);
-            match (part("mode"), part("kind")) {
-                (Some(mode), Some(kind)) => format!("{mode}, kind {kind}"),
-                (mode, _) => mode.unwrap_or_default(),
-            }
-        }),
-    };
-    let entries: Vec<_> = match story {
-        Story::Batch(scenario) => {
-            scenario.fault.iter().map(|fault| CATALOGUE.iter().find(|entry| entry.mode == name(fault))).collect()
-        }
-        Story::Stream(story) => {
-            let all = &stream::faults::CATALOGUE;
-            story.fault.iter().map(|fault| all.iter().find(|entry| entry.mode == fault.mode())).collect()
-        }
-    };
-    let cause = |(text, entry): (&String, Option<&crate::faults::Entry>)| Cause {
-        fault: text.trim().replace('\n', ", "),
+    let cause = |fault: String, entry: Option<&Entry>| Cause {
+        fault,
         seen: entry.map_or("", |e| e.seen),
         defence: entry.map_or("", |e| e.defence),
         within_s: entry.and_then(|e| target(e.failure)),
     };
-    texts.iter().zip(entries).map(cause).collect()
+    match story {
+        Story::Batch(scenario) => {
+            let name = |fault: &Fault| {
+                let value = serde_json::to_value(fault).unwrap_or_default();
+                let part = |key: &str| value[key].as_str().map(str::to_owned);
+                match (part("mode").unwrap_or_default(), part("kind")) {
+                    (mode, Some(kind)) => format!("{mode}, kind {kind}"),
+                    (mode, None) => mode,
+                }
+            };
+            let entry = |fault: &Fault| CATALOGUE.iter().find(|entry| entry.mode == name(fault));
+            scenario.fault.iter().map(|fault| cause(described(fault), entry(fault))).collect()
+        }
+        Story::Stream(story) => {
+            let entry = |fault: &StreamFault| stream::faults::CATALOGUE.iter().find(|entry| entry.mode == fault.mode());
+            story.fault.iter().map(|fault| cause(described(fault), entry(fault))).collect()
+        }
+    }
 }
 
 /// A row of the timeline: when, what, and which event shows it.
@@ -192,7 +199,7 @@ fn rows(story: &Story, judgement: &Judgement, events: &[Event], course: &Course)
     if let Some(over) = course.over {
         let what = match story {
             Story::Batch(_) => "**resolved**: all days are published",
-            Story::Stream(_) => "**resolved**: every event is processed and every window closed",
+            Story::Stream(_) => "**resolved**: every window until the last failure is closed",
         };
         rows.push(Row { at: over, what: what.into(), evidence: "judgement".into() });
     }
@@ -363,8 +370,9 @@ pub fn markdown(name: &str, story: &Story, seed: u64, judgement: &Judgement, eve
     let _ = writeln!(out, "- Dates to backfill: {}", if dates.is_empty() { "none" } else { &dates });
 
     out.push_str("\n## Action items\n\n| action | owner | priority | due |\n|---|---|---|---|\n");
-    for cause in &causes {
-        let _ = writeln!(out, "| Check that this holds in production: {} | {OPEN} | {level} | {OPEN} |", cell(cause.defence));
+    let defences: BTreeSet<&str> = causes.iter().map(|cause| cause.defence).filter(|text| !text.is_empty()).collect();
+    for defence in defences {
+        let _ = writeln!(out, "| Check that this holds in production: {} | {OPEN} | {level} | {OPEN} |", cell(defence));
     }
     let _ = writeln!(out, "| Keep the run as a scenario: `{name}`, seed {seed} | {OPEN} | P3 | {OPEN} |");
 

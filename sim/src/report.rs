@@ -66,7 +66,8 @@ fn fault_text(fault: &Fault) -> String {
     described(fault)
 }
 
-fn described(fault: &(impl serde::Serialize + std::fmt::Debug)) -> String {
+/// A fault of either world as its story writes it: the mode, then its parameters.
+pub(crate) fn described(fault: &(impl serde::Serialize + std::fmt::Debug)) -> String {
     let Ok(Value::Object(fields)) = serde_json::to_value(fault) else { return format!("{fault:?}") };
     let named = |key: &str| fields.get(key).map(text);
     let rest = fields.iter().filter(|(key, value)| !matches!(key.as_str(), "mode" | "kind") && !value.is_null());
