@@ -35,7 +35,8 @@ pub enum World {
 }
 
 impl World {
-    fn draw(self, seed: u64) -> Story {
+    /// The story that a seed draws.
+    pub fn draw(self, seed: u64) -> Story {
         match self {
             Self::Batch => Story::Batch(Box::new(swarm::draw(seed))),
             Self::Stream => Story::Stream(Box::new(stream::swarm::draw(seed))),
@@ -69,7 +70,8 @@ pub struct Sweep {
     out: PathBuf,
 }
 
-fn shard(text: &str) -> Result<(u64, u64), String> {
+/// Reads `i/n`.
+pub fn shard(text: &str) -> Result<(u64, u64), String> {
     let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
     parsed.filter(|(i, n)| (1..=*n).contains(i)).ok_or(format!("found {text:?}, expected i/n with 1 <= i <= n, such as 2/8"))
 }
@@ -307,7 +309,8 @@ pub fn crash_points(path: &Path, seed: Option<u64>, jobs: usize, most: u64) -> R
     Ok(u8::from(failed > 0))
 }
 
-fn read_history(path: &Path) -> Result<Vec<Event>, Failure> {
+/// Reads a history.
+pub fn read_history(path: &Path) -> Result<Vec<Event>, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("read {}: {e}", path.display()))?;
     let event = |(n, line): (usize, &str)| -> Result<Event, Failure> {
         Ok(serde_json::from_str(line).map_err(|e| format!("{} line {}: {e}", path.display(), n + 1))?)

@@ -1,14 +1,17 @@
 //! The simulator: the production platform in one process, under one seed and one virtual clock.
 
 pub mod broker;
+pub mod capsule;
 pub mod dimension_api;
 pub mod faults;
+pub mod harness;
 pub mod host;
 pub mod interpose;
 pub mod invariants;
 pub mod ledger;
 pub mod oracle;
 pub mod ports;
+pub mod postmortem;
 pub mod report;
 pub mod rng;
 pub mod scenario;

@@ -5,13 +5,17 @@
 )]
 
 mod commands;
+mod incident;
 mod output;
 
 use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
     process::{Command as Process, ExitCode},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -34,6 +38,10 @@ use simulacro_sim::{
   simulacro-sim shrink failing/seed-17.toml
   simulacro-sim explain scenarios/negative/monday_0300_retrying.toml
   simulacro-sim canary scenarios/incidents/monday_0300_waiting.toml --pairs 200
+  simulacro-sim run scenarios --shard 2/8 --max-wall 300 --junit junit.xml
+  simulacro-sim capture scenarios/incidents/monday_0300_waiting.toml --out night.capsule
+  simulacro-sim replay night.capsule
+  simulacro-sim postmortem night.capsule
 
 Exit codes: 0 holds, 1 violated, 2 usage, 5 non-deterministic, 6 inconclusive"
 )]
@@ -66,6 +74,15 @@ enum Command {
         /// Runs at a time
         #[arg(long, default_value_t = 2)]
         jobs: usize,
+        /// Only each n-th run: `2/8` is the second of eight shards
+        #[arg(long, value_parser = commands::shard)]
+        shard: Option<(u64, u64)>,
+        /// Seconds of wall time after which no further run is begun; then the result is inconclusive
+        #[arg(long)]
+        max_wall: Option<u64>,
+        /// Begins no further run when one does not hold
+        #[arg(long)]
+        fail_fast: bool,
         #[command(flatten)]
         output: output::Output,
     },
@@ -128,6 +145,12 @@ enum Command {
         /// Another
         right: PathBuf,
     },
+    /// Cuts an incident capsule out of a simulated run, or out of the history of a production process
+    Capture(incident::Capture),
+    /// Repeats a capsule, or the run that a seed draws, and says whether it is equal or where it parts
+    Replay(incident::Replay),
+    /// Drafts the postmortem of a run
+    Postmortem(incident::Postmortem),
     /// Prints the catalogue of faults
     Faults,
     /// One run in this process; prints the judgement as JSON
@@ -242,6 +265,20 @@ fn write_history(path: &Path, events: &[simulacro_core::history::Event]) -> Resu
     Ok(std::fs::write(path, text)?)
 }
 
+/// Whether a story that wants to be caught holds once its defence is on again: otherwise it catches something else.
+fn defended(job: &Job, story: &Story, judgement: &mut Judgement) -> Result<(), Failure> {
+    let folder = tempfile::tempdir()?;
+    let scenario = folder.path().join("defended.toml");
+    std::fs::write(&scenario, story.to_toml()?)?;
+    let defended = child(&Job { scenario, history: None, ..job.clone() })?;
+    if defended.verdict != "holds" {
+        let (verdict, problems) = (&defended.verdict, defended.problems.join("; "));
+        judgement.problems.push(format!("defended: with its defence on the story is {verdict}, expected holds: {problems}"));
+        judgement.verdict = "violated".into();
+    }
+    Ok(())
+}
+
 /// The judgement of a run, with the problems that only the comparison with its twin shows.
 fn judged(job: &Job, scenario: &Story) -> Result<(Judgement, Option<Judgement>, f64), Failure> {
     let began = interpose::real_nanos();
@@ -255,6 +292,9 @@ fn judged(job: &Job, scenario: &Story) -> Result<(Judgement, Option<Judgement>, 
             judgement.verdict = "violated".into();
         }
         fault_free = Some(twin);
+    }
+    if let Some(story) = scenario.defended() {
+        defended(job, &story, &mut judgement)?;
     }
     Ok((judgement, fault_free, (interpose::real_nanos() - began) as f64 / 1e9))
 }
@@ -323,7 +363,10 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             commands::faults();
             Ok(0)
         }
-        Command::Run { path, seed, tier, history, jobs, mut output } => {
+        Command::Capture(capture) => incident::capture(&capture),
+        Command::Replay(replay) => incident::replay(&replay),
+        Command::Postmortem(postmortem) => incident::postmortem(&postmortem),
+        Command::Run { path, seed, tier, history, jobs, shard, max_wall, fail_fast, mut output } => {
             let mut files = Vec::new();
             collect(&path, &mut files)?;
             files.sort();
@@ -351,14 +394,35 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             if work.is_empty() {
                 return Err(format!("{}: found no scenario to run, expected at least one", path.display()).into());
             }
-            let (mut passed, mut failed, mut code) = (0, 0, 0);
+            // Neighbours are of one scenario and cost the same, so each shard gets every n-th.
+            let (index, shards) = shard.unwrap_or((1, 1));
+            let mut number = 0;
+            work.retain(|_| {
+                number += 1;
+                number % shards == index % shards
+            });
+            let (mut passed, mut failed, mut left_out, mut code) = (0, 0, 0, 0);
             let began = interpose::real_nanos();
+            let ended = AtomicBool::new(false);
             in_parallel(
                 work,
                 jobs,
-                |(job, scenario)| judged(job, scenario),
-                |(job, scenario), result| {
-                    let (judgement, twin, wall) = result?;
+                |(job, scenario)| {
+                    let is_late = max_wall.is_some_and(|limit| (interpose::real_nanos() - began) / 1_000_000_000 >= limit);
+                    if is_late || ended.load(Ordering::SeqCst) {
+                        return Ok(None);
+                    }
+                    let result = judged(job, scenario);
+                    if fail_fast && !matches!(&result, Ok((judgement, ..)) if judgement.verdict == "holds") {
+                        ended.store(true, Ordering::SeqCst);
+                    }
+                    result.map(Some)
+                },
+                |(job, scenario), result: Result<_, Failure>| {
+                    let Some((judgement, twin, wall)) = result? else {
+                        left_out += 1;
+                        return Ok(());
+                    };
                     output.add(&job, &scenario, &judgement, twin.as_ref(), wall)?;
                     show(&job, &scenario, &judgement, wall);
                     if judgement.verdict == "holds" {
@@ -372,6 +436,11 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             )?;
             output.finish()?;
             println!("in {:.1} s of wall time", (interpose::real_nanos() - began) as f64 / 1e9);
+            if left_out > 0 {
+                println!("{left_out} runs were not begun");
+                // What was not run proves nothing.
+                code = if code == 0 { 6 } else { code };
+            }
             println!("{passed} passed, {failed} failed");
             Ok(code)
         }

@@ -4,6 +4,7 @@
 //! histories is escaped by the template. It leaves out payloads, as the history does, and past [`EVENTS_MAX`] events
 //! the store calls that nothing happened at.
 
+mod stream_timeline;
 mod timeline;
 
 use std::{
@@ -65,7 +66,8 @@ fn fault_text(fault: &Fault) -> String {
     described(fault)
 }
 
-fn described(fault: &(impl serde::Serialize + std::fmt::Debug)) -> String {
+/// A fault of either world as its story writes it: the mode, then its parameters.
+pub(crate) fn described(fault: &(impl serde::Serialize + std::fmt::Debug)) -> String {
     let Ok(Value::Object(fields)) = serde_json::to_value(fault) else { return format!("{fault:?}") };
     let named = |key: &str| fields.get(key).map(text);
     let rest = fields.iter().filter(|(key, value)| !matches!(key.as_str(), "mode" | "kind") && !value.is_null());
@@ -181,12 +183,13 @@ pub fn stream_html(name: &str, story: &StreamScenario, seed: u64, judgement: &Ju
             p class="repeat" { span { "Repeat" } code id="repeat" { (repeat(name, seed)) } button id="copy" type="button" hidden { "Copy" } }
         }
         nav aria-label="Sections" {
-            @for (id, text) in [("figures", "Figures"), ("faults", "Faults"), ("topics", "Topics"), ("history", "History")] {
+            @for (id, text) in [("timeline", "Timeline"), ("figures", "Figures"), ("faults", "Faults"), ("topics", "Topics"), ("history", "History")] {
                 a href={ "#" (id) } { (text) }
             }
         }
         main {
             (broken(judgement, events, &kept))
+            section aria-labelledby="timeline" { h2 id="timeline" { "Timeline" } (stream_timeline::timeline(story, judgement, events)) }
             section aria-labelledby="figures" { h2 id="figures" { "Figures" } (stream_figures(judgement)) }
             section aria-labelledby="faults" { h2 id="faults" { "Faults" } (stream_faults(story, judgement)) }
             section aria-labelledby="topics" {
@@ -202,6 +205,55 @@ pub fn stream_html(name: &str, story: &StreamScenario, seed: u64, judgement: &Ju
         }
     };
     page(&title, &body)
+}
+
+/// The report of a run of somebody's own pipeline. `repeat` is the command that gives this run again.
+pub fn own_html(
+    name: &str,
+    story: &crate::harness::Story,
+    seed: u64,
+    judgement: &Judgement,
+    events: &[Event],
+    repeat: &str,
+) -> String {
+    let kept = kept(events, EVENTS_MAX);
+    let (class, sign, meaning) = verdict(&judgement.verdict, Some(Verdict::Holds));
+    let faults = story.fault.iter().map(described);
+    let faults = faults.chain(story.own.iter().filter(|(_, value)| **value > 0).map(|(name, value)| format!("{name} {value}")));
+    let body = html! {
+        a class="skip" href="#history" { "Skip to the history" }
+        header {
+            p class={ "verdict " (class) } { span aria-hidden="true" { (sign) } " " strong { (judgement.verdict) } " " small { (meaning) } }
+            h1 { (name) }
+            p class="summary" { (story.summary) }
+            dl class="facts" {
+                @for (what, value) in [("seed", seed.to_string()), ("begins", story.start.to_rfc3339()), ("workers", story.workers.to_string()), ("producers", story.producers.to_string())] {
+                    div { dt { (what) } dd { (value) } }
+                }
+            }
+            p class="repeat" { span { "Repeat" } code id="repeat" { (repeat) } button id="copy" type="button" hidden { "Copy" } }
+        }
+        nav aria-label="Sections" {
+            @for (id, text) in [("faults", "Faults"), ("topics", "Topics"), ("history", "History")] { a href={ "#" (id) } { (text) } }
+        }
+        main {
+            (broken(judgement, events, &kept))
+            section aria-labelledby="faults" {
+                h2 id="faults" { "Faults" }
+                (table("Faults, those of the pipeline's own last", &["fault", "hits"], &html! {
+                    @for (fault, hits) in faults.zip(&judgement.hits).take(LINES_MAX) { tr { th scope="row" { (fault) } td class="number" { (hits) } } }
+                }))
+            }
+            section aria-labelledby="topics" {
+                h2 id="topics" { "Topics" }
+                (table("Hash over all records of each topic", &["topic", "hash"], &html! {
+                    @for (topic, hash) in &judgement.hashes { tr { th scope="row" { (topic) } td { code { (short(Some(hash))) } } } }
+                }))
+            }
+            (history(events, &kept))
+        }
+    };
+    page(&format!("{}: {name}, seed {seed}", judgement.verdict), &body)
 }
 
 /// The first characters of a hash.

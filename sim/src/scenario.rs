@@ -228,6 +228,19 @@ impl Story {
             Self::Stream(story) => Self::Stream(Box::new(StreamScenario { fault: Vec::new(), ..(**story).clone() })),
         }
     }
+    /// The same story with the defence on that it switches off, which must hold; `None` when it switches none off. A story of
+    /// the batch has no switch: what is off there is a value of its configuration, and what is right instead is not in it.
+    pub fn defended(&self) -> Option<Self> {
+        match self {
+            Self::Batch(_) => None,
+            Self::Stream(story) => {
+                story.sabotage?;
+                let mut defended = StreamScenario { sabotage: None, ..(**story).clone() };
+                (defended.expect.verdict, defended.expect.broken) = (Verdict::Holds, Vec::new());
+                Some(Self::Stream(Box::new(defended)))
+            }
+        }
+    }
     /// Smaller stories, the greatest step first.
     pub fn smaller(&self) -> Vec<Self> {
         match self {
@@ -264,6 +277,15 @@ mod tests {
     fn a_scenario_survives_being_written() {
         let scenario = Scenario::parse(GOOD).expect("a scenario");
         assert_eq!(Scenario::parse(&scenario.to_toml().expect("text")).expect("a scenario"), scenario);
+    }
+
+    #[test]
+    fn only_a_story_whose_defence_is_off_has_a_defended_twin() {
+        let story = Story::parse(include_str!("../../scenarios/negative/stream_no_dedup.toml")).expect("a story");
+        let Some(Story::Stream(defended)) = story.defended() else { panic!("expected a twin") };
+        assert_eq!((defended.sabotage, defended.expect.verdict, defended.expect.broken.len()), (None, Verdict::Holds, 0));
+        assert_eq!(Story::Stream(defended).defended(), None);
+        assert_eq!(Story::parse(GOOD).expect("a story").defended(), None);
     }
 
     #[test]

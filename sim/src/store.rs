@@ -31,7 +31,7 @@ use crate::{faults::StoreFault, host::Host, interpose};
 const LATENCY: Duration = Duration::from_millis(12);
 
 /// What a call wants; faults choose by it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
     /// Whole objects, conditional or not, and the end of a multipart upload.

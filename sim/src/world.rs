@@ -49,7 +49,7 @@ pub(crate) const CONTRACT: &str = include_str!("../../contracts/odcs/cdnow/venta
 const PATIENCE: Days = Days::new(2);
 
 /// What a run came to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Judgement {
     /// `holds`, `violated` or `inconclusive`.
     pub verdict: String,

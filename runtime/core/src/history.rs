@@ -30,7 +30,7 @@ use crate::contract::check::QualityResult;
 use crate::ports::{
     AddColumns, Alert, Append, Column, Commit, DayWrite, DimensionApi, Env, Fact, Fence, Fetched, Lakehouse, Lease, Mark,
     Notifier, Optimize, PartitionRead, PipelineMetric, Ports, Query, Restore, Result, Rewritten, Run, RunLedger, RunStart, Scd2,
-    TableSource, TableVersion, TableWrite, Upsert, Vacuum, Warehouse,
+    TableSource, TableVersion, TableWrite, Upsert, Vacuum, Warehouse, event_log::EventLog,
 };
 
 /// One port call.
@@ -113,6 +113,11 @@ pub fn recorded_ledger(ledger: Arc<dyn RunLedger>, recorder: Recorder) -> Arc<dy
 /// Puts the recording wrapper on a notifier.
 pub fn recorded_notifier(notifier: Arc<dyn Notifier>, recorder: Recorder) -> Arc<dyn Notifier> {
     Arc::new(Recorded { inner: notifier, recorder })
+}
+
+/// Puts the recording wrapper on an event log.
+pub fn recorded_log(log: Arc<dyn EventLog>, recorder: Recorder) -> Arc<dyn EventLog> {
+    Arc::new(Recorded { inner: log, recorder })
 }
 
 #[derive(Debug)]

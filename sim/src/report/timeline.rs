@@ -34,7 +34,7 @@ const BEYOND: Duration = Duration::hours(6);
 
 /// What a mark or a bar says at a glance: by its colour and, for marks, by its shape too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Tone {
+pub(super) enum Tone {
     Good,
     Bad,
     Alert,
@@ -42,7 +42,7 @@ enum Tone {
 }
 
 impl Tone {
-    fn class(self) -> &'static str {
+    pub(super) fn class(self) -> &'static str {
         match self {
             Self::Good => "good",
             Self::Bad => "bad",
@@ -51,7 +51,7 @@ impl Tone {
         }
     }
     /// The outline of a mark round (0, 0).
-    fn shape(self) -> &'static str {
+    pub(super) fn shape(self) -> &'static str {
         match self {
             Self::Good => "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z",
             Self::Bad => "M-5 -3L-3 -5L0 -2L3 -5L5 -3L2 0L5 3L3 5L0 2L-3 5L-5 3L-2 0z",
@@ -63,49 +63,49 @@ impl Tone {
 
 /// A moment.
 #[derive(Debug)]
-struct Mark {
-    at: DateTime<Utc>,
-    tone: Tone,
-    text: String,
-    label: String,
+pub(super) struct Mark {
+    pub(super) at: DateTime<Utc>,
+    pub(super) tone: Tone,
+    pub(super) text: String,
+    pub(super) label: String,
     /// Position in the history.
-    event: Option<usize>,
+    pub(super) event: Option<usize>,
 }
 
 /// A stretch of time.
 #[derive(Debug)]
-struct Bar {
-    from: DateTime<Utc>,
-    to: DateTime<Utc>,
-    tone: Tone,
-    text: String,
-    label: String,
+pub(super) struct Bar {
+    pub(super) from: DateTime<Utc>,
+    pub(super) to: DateTime<Utc>,
+    pub(super) tone: Tone,
+    pub(super) text: String,
+    pub(super) label: String,
 }
 
 #[derive(Debug, Default)]
-struct Lane {
-    name: String,
-    bars: Vec<Bar>,
-    marks: Vec<Mark>,
+pub(super) struct Lane {
+    pub(super) name: String,
+    pub(super) bars: Vec<Bar>,
+    pub(super) marks: Vec<Mark>,
 }
 
 /// From when to when a drawing shows.
 #[derive(Debug, Clone, Copy)]
-struct View {
-    from: DateTime<Utc>,
-    to: DateTime<Utc>,
+pub(super) struct View {
+    pub(super) from: DateTime<Utc>,
+    pub(super) to: DateTime<Utc>,
 }
 
 impl View {
-    fn padded(self) -> Self {
+    pub(super) fn padded(self) -> Self {
         let pad = ((self.to - self.from) / 50).max(Duration::milliseconds(20));
         Self { from: self.from - pad, to: self.to + pad }
     }
-    fn shows(self, at: DateTime<Utc>) -> bool {
+    pub(super) fn shows(self, at: DateTime<Utc>) -> bool {
         (self.from..=self.to).contains(&at)
     }
     /// Percent of the width, 0 to 100.
-    fn x(self, at: DateTime<Utc>) -> f64 {
+    pub(super) fn x(self, at: DateTime<Utc>) -> f64 {
         let whole = (self.to - self.from).num_milliseconds().max(1) as f64;
         ((at - self.from).num_milliseconds() as f64 / whole * 100.0).clamp(0.0, 100.0)
     }
@@ -198,7 +198,7 @@ fn runs(events: &[Event]) -> Vec<Run> {
     out
 }
 
-fn mark(event: &Event, index: usize, tone: Tone, label: String) -> Mark {
+pub(super) fn mark(event: &Event, index: usize, tone: Tone, label: String) -> Mark {
     let about = super::all_refs(event);
     let text =
         format!("{} {} {}: {} {about}", event.time.format("%m-%d %H:%M:%S%.3f"), event.component, event.call, event.outcome);
@@ -326,7 +326,7 @@ fn lanes(scenario: &Scenario, judgement: &Judgement, events: &[Event], runs: &[R
     lanes
 }
 
-fn clock(at: DateTime<Utc>) -> String {
+pub(super) fn clock(at: DateTime<Utc>) -> String {
     at.trunc_subsecs(3).format("%m-%d %H:%M:%S%.3f").to_string()
 }
 
@@ -404,7 +404,7 @@ fn label(place: &Place, middle: usize, text: &str) -> Markup {
     html! { text x=(percent(place.x)) y=(middle + 4) dx=(place.shift) text-anchor=(place.anchor) { (text) } }
 }
 
-fn draw(lanes: &[Lane], view: View, slas: &[DateTime<Utc>], says: &str) -> Markup {
+pub(super) fn draw(lanes: &[Lane], view: View, slas: &[DateTime<Utc>], says: &str) -> Markup {
     let bottom = AXIS + lanes.len() * LANE + 6;
     let height = bottom + AXIS;
     let (ticks, format) = view.ticks();

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::scenario::{DURATION_S_MAX, StreamScenario};
@@ -277,10 +278,14 @@ fn secs(seconds: u64) -> Duration {
 impl Faults {
     /// Arms the story's faults; those of the broker go there.
     pub fn arm(story: &StreamScenario, broker: &SimBroker) -> Self {
+        Self::of(&story.fault, story.start, &story.config.group, broker)
+    }
+
+    /// Arms faults whose seconds count from `start`; those of the broker go there. `group` is whose sessions may expire.
+    pub fn of(faults: &[StreamFault], start: DateTime<Utc>, group: &str, broker: &SimBroker) -> Self {
         let mut injected = 0;
-        let group = &story.config.group;
         let arm = |fault: &StreamFault| {
-            let at = |seconds: &u64| story.at(*seconds);
+            let at = |seconds: &u64| start + secs(*seconds);
             let there = match fault {
                 StreamFault::LostReply { of, nth, count } => Some(BrokerFault::LostReply { of: *of, nth: *nth, count: *count }),
                 StreamFault::BrokerRestart { at_s, down_s } => {
@@ -288,7 +293,7 @@ impl Faults {
                 }
                 StreamFault::DiskFull { from_s, to_s } => Some(BrokerFault::DiskFull { from: at(from_s), to: at(to_s) }),
                 StreamFault::SessionExpired { worker, at_s } => {
-                    Some(BrokerFault::SessionExpired { group: group.clone(), member: format!("worker-{worker}"), at: at(at_s) })
+                    Some(BrokerFault::SessionExpired { group: group.to_owned(), member: format!("worker-{worker}"), at: at(at_s) })
                 }
                 StreamFault::WorkerCrash { .. }
                 | StreamFault::WorkerFreeze { .. }
@@ -305,7 +310,7 @@ impl Faults {
             });
             Armed { fault: fault.clone(), hits: 0, seen: 0, at_broker }
         };
-        Self { armed: Mutex::new(story.fault.iter().map(arm).collect()) }
+        Self { armed: Mutex::new(faults.iter().map(arm).collect()) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Armed>> {

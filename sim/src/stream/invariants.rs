@@ -396,10 +396,33 @@ fn watermark(evidence: &Evidence<'_>) -> Vec<String> {
     found
 }
 
+/// Most records of one poll, by which a partition can pass the limit before it is paused.
+const POLL_RECORDS: u64 = 500;
+
+/// No partition runs ahead of the windows by more than it may, since what it brings piles up in the merge. A minute more is
+/// allowed, and twice the time that a poll of such a partition can hold.
+fn ahead(evidence: &Evidence<'_>) -> Vec<String> {
+    let (config, workload) = (evidence.config(), &evidence.story.workload);
+    let per_minute = workload.per_minute * workload.producers as u64 / u64::from(workload.partitions.unsigned_abs()).max(1);
+    let poll_ms = (2 * POLL_RECORDS * 60_000 / per_minute.max(1)).cast_signed();
+    let most = i64::try_from(config.ahead_max.as_millis()).unwrap_or(i64::MAX).saturating_add(MINUTE + poll_ms);
+    let mut found = Vec::new();
+    for sample in evidence.samples {
+        let Some(closed) = sample.status.closed_ms() else { continue };
+        let newest = sample.status.clicks.values().filter_map(|click| click.watermark_ms).max();
+        if let Some(newest) = newest.filter(|newest| newest.saturating_sub(closed) > most) {
+            let (at, by) = (sample.at.as_secs(), (newest - closed) / 1_000);
+            found.push(format!("at {at} s a partition was {by} s ahead of the windows, expected up to {} s", most / 1_000));
+            break;
+        }
+    }
+    found
+}
+
 /// Nothing is kept longer than it can be of use: panes of the click stage until the watermark passes them, fingerprints
 /// for the horizon, panes of the merge for window and lateness. One minute more is allowed for each.
 fn state(evidence: &Evidence<'_>) -> Vec<String> {
-    let (config, mut found) = (evidence.config(), Vec::new());
+    let (config, mut found) = (evidence.config(), ahead(evidence));
     let Some(status) = evidence.last() else { return found };
     let ms = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
     let pane = checkpoint::pane_key(0, 0)[0];
@@ -697,5 +720,19 @@ mod tests {
         assert_eq!(with(clicks, checkpoint::fingerprints_key(-12 * MINUTE, 0)), ["state"]);
         assert_eq!(with(merges, checkpoint::pane_key(-10 * MINUTE, 0)), [""; 0]);
         assert_eq!(with(merges, checkpoint::pane_key(-11 * MINUTE, 0)), ["state"]);
+    }
+
+    #[test]
+    fn a_partition_that_ran_too_far_ahead_is_found() {
+        let ahead = |ms: i64| {
+            breaks(|w| {
+                (w.story.workload.per_minute, w.story.workload.producers, w.story.workload.partitions) = (1_000, 1, 1);
+                w.story.config.ahead_max = Duration::from_secs(120);
+                w.expected.watermark_max = Some(ms);
+                w.samples[1].status.clicks.values_mut().for_each(|click| click.watermark_ms = Some(ms));
+            })
+        };
+        assert_eq!(ahead(MINUTE + 240_000), [""; 0]);
+        assert_eq!(ahead(MINUTE + 240_001), ["state"]);
     }
 }

@@ -68,6 +68,9 @@ pub struct Workload {
     pub damaged: u64,
     /// Against a clause of the contract or a rule of the business.
     pub invalid: u64,
+    /// Exactly on a half minute, or so far behind one that the event is at the very limit of lateness.
+    #[serde(default)]
+    pub on_the_edge: u64,
     /// Partitions that get nothing for a while.
     #[serde(default)]
     pub silent: Vec<Silence>,
@@ -156,6 +159,7 @@ impl StreamScenario {
         within("workload: sum of the shares", shares.iter().fold(0, |sum, s| sum.saturating_add(*s)), 0, 1_000)?;
         within("workload.duplicates", workload.duplicates, 0, 1_000)?;
         within("workload.hot", workload.hot, 0, 1_000)?;
+        within("workload.on_the_edge", workload.on_the_edge, 0, 1_000)?;
         self.config.validate().map_err(|e| format!("config: {e}"))?;
         if self.config.dedup_horizon < self.config.allowed_lateness {
             // Otherwise an event could be counted or be a duplicate, depending on when an idle partition followed.

@@ -54,6 +54,7 @@ pub fn draw(seed: u64) -> StreamScenario {
         future: share(40),
         damaged: share(80),
         invalid: share(80),
+        on_the_edge: 0,
         silent: Vec::new(),
     };
     let mut config = config();

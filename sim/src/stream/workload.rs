@@ -153,6 +153,15 @@ impl Maker<'_> {
         }
     }
 
+    /// A time at which comparisons are equal: a half minute, or the beginning of the minute whose lateness ends when the
+    /// watermark is where an event on that half minute puts it.
+    fn edge(&self, random: &mut Stream, clock_ms: i64) -> i64 {
+        let ms = |d: std::time::Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
+        let half = clock_ms.div_euclid(30_000) * 30_000;
+        let behind = ms(self.story.config.allowed_lateness) + ms(self.story.config.watermark_bound) + 60_000;
+        if random.chance((1, 3)) { half - behind } else { half }
+    }
+
     /// An event that breaks a clause of the contract or a rule.
     fn spoil(random: &mut Stream, event: &mut Event) {
         match random.between(0, 6) {
@@ -230,7 +239,10 @@ impl Maker<'_> {
             } else {
                 -random.between(0, 2_000).cast_signed()
             };
-            let mut event = self.event(random, clock + offset);
+            // No draw where there is no share, so that older seeds keep their meaning.
+            let on_the_edge = workload.on_the_edge > 0 && random.chance((workload.on_the_edge, 1_000));
+            let time = if on_the_edge { self.edge(random, clock) } else { clock + offset };
+            let mut event = self.event(random, time);
             let mut partition = (hash(&event.user_id) % u64::from(workload.partitions.unsigned_abs())) as i32;
             for _ in 0..workload.partitions {
                 if self.is_silent(partition, at.cast_signed()) {

@@ -455,6 +455,9 @@ async fn observe(stage: Arc<Stage>, process: Arc<Process>, watch: Watch) -> Ende
                 let is_quiet = stage.seen().producing == 0;
                 // The broker may be away: then there is no look.
                 let Ok(status) = JobStatus::read(&stage.config, &log).await else { continue };
+                // For the timeline of the report: how far the job is behind, in records and in time.
+                let look = json!({ "lag_records": status.lag_records(), "closed_ms": status.closed_ms() });
+                stage.recorder.record("monitor", "look", "ok".into(), look);
                 let mut seen = stage.seen();
                 let done = is_quiet
                     && !status.merges.is_empty()

@@ -1,0 +1,356 @@
+"""Mutation testing of the runtime by the simulator's scenarios; see ci/mutants.
+
+A mutation is a patch with a header of `# key: value` lines: which defence it breaks and why a scenario should notice.
+`likely` names scenarios to ask first, `equivalent` argues that no run can tell the mutation from the original, `survives` says why none did. Results are lines of
+JSON, the last one of a name counts, and only while the patch is the one that it was.
+"""
+
+import argparse, concurrent.futures, fnmatch, hashlib, json, os, pathlib, random, re, resource, shutil, signal, subprocess, sys, time, tomllib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PATCHES = ROOT / "tests/mutants"
+RESULTS = PATCHES / "results.jsonl"
+PAGE = ROOT / "docs/mutants.md"
+TARGET = pathlib.Path(os.environ["CARGO_TARGET_DIR"])
+# Where the defences are. What only decodes, draws, prints or measures is left out, and the simulated services are.
+DEFENCES = [
+    "runtime/core/src/streaming/{checkpoint,click_task,commit,dedup,event,job,merge_task,pane,watermark,window}.rs",
+    "runtime/core/src/batch/{mod,publish,raw,transform}.rs",
+    "runtime/core/src/orchestrator/source.rs",
+    "runtime/core/src/platform.rs",
+    "runtime/lakehouse/src/{commit,lib}.rs",
+    "runtime/log/src/client.rs",
+]
+SWEEPS = [["sweep", "--seeds", "20"], ["sweep", "--world", "stream", "--seeds", "6"]]
+# CPU seconds of one run, many times what any takes: a run without an end is noticed, too, and a busy machine breaks nothing.
+RUN_CPU_S = 180
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def header(text):
+    return dict(re.findall(r"^# ([a-z ]+): (.*)$", text.split("\n--- ", 1)[0], re.M))
+
+
+def load_patches():
+    return {p.stem: p.read_text() for p in sorted(PATCHES.glob("*.patch"))}
+
+
+def digest(text):
+    """Of the change alone: what the header says may change."""
+    return hashlib.sha256(text[text.index("--- ") :].encode()).hexdigest()[:16]
+
+
+def load_results():
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {line["name"]: line for line in map(json.loads, lines)}
+
+
+def keep(result):
+    with RESULTS.open("a") as out:
+        out.write(json.dumps(result, sort_keys=True) + "\n")
+
+
+def tracked():
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [n for n in names if n and (ROOT / n).is_file()]
+
+
+def put(path, content):
+    """Writes what differs, so that a build sees as changed only what is."""
+    if not path.exists() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def copy_tree(tree):
+    names = tracked()
+    for name in names:
+        put(tree / name, (ROOT / name).read_bytes())
+        shutil.copymode(ROOT / name, tree / name)
+    known = set(names)
+    for path in [p for p in tree.rglob("*") if p.is_file() and str(p.relative_to(tree)) not in known]:
+        path.unlink()
+
+
+def seed_target(target):
+    """Dependencies come from the present target directory; what is of this workspace is built anew for its own path."""
+    if (target / "debug/.fingerprint").exists():
+        return
+    say(f"seeding {target} with the dependencies that are built")
+    for folder in ["build", ".fingerprint"]:
+        if (TARGET / "debug" / folder).exists():
+            command = ["cp", "-a", "--reflink=auto", TARGET / "debug" / folder, target / "debug"]
+            (target / "debug").mkdir(parents=True, exist_ok=True)
+            subprocess.run(command, check=True)
+    (target / "debug/deps").mkdir(parents=True, exist_ok=True)
+    for entry in os.scandir(TARGET / "debug/deps") if (TARGET / "debug/deps").exists() else []:
+        if entry.name.endswith((".rlib", ".rmeta", ".so", ".d")) and "simulacro" not in entry.name:
+            shutil.copy2(entry.path, target / "debug/deps" / entry.name)
+    if (TARGET / "CACHEDIR.TAG").exists():
+        shutil.copy2(TARGET / "CACHEDIR.TAG", target)
+    for name in [".rustc_info.json"]:
+        if (TARGET / name).exists():
+            shutil.copy2(TARGET / name, target)
+
+
+def run(command, cwd, cpu_s=None):
+    """Runs a command in a process group of its own: exit code and what it said. Each of its processes may use so much CPU time."""
+    limit = (lambda: resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))) if cpu_s else None
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=limit)
+    RUNNING.add(process.pid)
+    try:
+        said, _ = process.communicate()
+        return process.returncode, said
+    finally:
+        RUNNING.discard(process.pid)
+
+
+# Process groups to end when this is told to end.
+RUNNING = set()
+
+
+def end(signum, frame):
+    for group in list(RUNNING):
+        os.killpg(group, signal.SIGKILL)
+    os._exit(128 + signum)
+
+
+class Bench:
+    def __init__(self, work, jobs):
+        self.tree, self.target, self.jobs = work / "tree", work / "target", jobs
+        # Without debugging information: half of the time of an incremental build is linking it.
+        os.environ.update(CARGO_TARGET_DIR=str(self.target), CARGO_PROFILE_DEV_DEBUG="0")
+
+    def prepare(self):
+        self.tree.mkdir(parents=True, exist_ok=True)
+        copy_tree(self.tree)
+        seed_target(self.target)
+
+    def build(self):
+        # `--workspace`: other features of the dependencies would build half of them again.
+        command = ["cargo", "build", "--locked", "--workspace", "--bin", "simulacro-sim", "--message-format", "short"]
+        code, said = run(command, self.tree)
+        return None if code == 0 else said
+
+    def scenarios(self):
+        """Of tier pr, as paths."""
+        names = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "scenarios").rglob("*.toml"))
+        return [n for n in names if tomllib.loads((ROOT / n).read_text()).get("tier") == "pr"]
+
+    def suite(self, patch, results):
+        """Every scenario and sweep; the likely killers first: those the patch names, those of its world, those that killed most."""
+        stream = re.search(r"^--- a/runtime/(core/src/(streaming|avro)|log)/", patch, re.M) is not None
+        likely = header(patch).get("likely", "").split()
+        killers = [r.get("killer", "") for r in results.values() if r["outcome"] == "killed"]
+        def rank(name):
+            is_stream = tomllib.loads((ROOT / name).read_text()).get("kind") == "stream"
+            return (name not in likely, is_stream != stream, "/negative/" in name, -killers.count(name), name)
+        ordered = sorted(self.scenarios(), key=rank)
+        sweeps = sorted(SWEEPS, key=lambda s: ("stream" in s) != stream)
+        return [(n, ["run", n, "--jobs", "1"]) for n in ordered] + [(" ".join(s), s) for s in sweeps]
+
+    def judge(self, suite):
+        """The first of the suite that breaks, with its first problem; `None` when all hold."""
+        sim = self.target / "debug/simulacro-sim"
+        failing = self.tree.parent / "failing"
+        def one(item):
+            name, arguments = item
+            extra = ["--out", str(failing)] if arguments[0] == "sweep" else []
+            code, said = run([sim, *arguments, *extra], self.tree, RUN_CPU_S)
+            if code == 0:
+                return None
+            lines = [l.strip() for l in said.splitlines() if re.match(r"\s+(invariant|liveness|alerts:|attempts:|held by:|broken invariants|.*expected)|error:", l)]
+            return name, (lines or [l.strip() for l in said.splitlines() if l.strip()] or ["no word"])[0][:300]
+        waiting, running = list(suite), {}
+        with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
+            while waiting or running:
+                while waiting and len(running) < self.jobs:
+                    item = waiting.pop(0)
+                    running[pool.submit(one, item)] = item
+                done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    running.pop(future)
+                    if future.result() is not None:
+                        return future.result()
+        return None
+
+
+def baseline(bench, work):
+    """The tree as it is must build and hold; a scenario that breaks anyway would kill every mutation."""
+    content = hashlib.sha256()
+    for name in tracked():
+        if name.startswith(("runtime/", "sim/", "scenarios/", "contracts/", "Cargo")):
+            content.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
+    stamp = work / "holds"
+    if stamp.exists() and stamp.read_text() == content.hexdigest():
+        return
+    began = time.time()
+    said = bench.build()
+    if said is not None:
+        sys.exit(f"error: the tree does not build:\n{said}")
+    say(f"the tree builds, {time.time() - began:.0f} s")
+    broken = bench.judge(bench.suite("", {}))
+    if broken:
+        sys.exit(f"error: without any mutation {broken[0]} breaks: {broken[1]}")
+    stamp.write_text(content.hexdigest())
+    say(f"the tree holds, {time.time() - began:.0f} s")
+
+
+def try_one(bench, name, patch, results):
+    began = time.time()
+    result = {"name": name, "patch": digest(patch)}
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    result["commit"] = commit.stdout.strip()
+    applied = subprocess.run(["patch", "-p1", "--forward", "--no-backup-if-mismatch", "-r", "-"], cwd=bench.tree, input=patch, capture_output=True, text=True)
+    if applied.returncode != 0:
+        result.update(outcome="stale", says=applied.stdout.strip().splitlines()[-1] if applied.stdout else "")
+    else:
+        said = bench.build()
+        result["built_s"] = round(time.time() - began)
+        if said is not None:
+            result.update(outcome="unbuildable", says=next((l for l in said.splitlines() if "error" in l), "no word"))
+        else:
+            broken = bench.judge(bench.suite(patch, results))
+            result.update({"outcome": "killed", "killer": broken[0], "says": broken[1]} if broken else {"outcome": "survived"})
+    result["seconds"] = round(time.time() - began)
+    return result
+
+
+def defences_ablated():
+    """The stories with one defence switched off: what it buys is what breaks without it."""
+    rows = []
+    for path in sorted((ROOT / "scenarios/negative").glob("*.toml")):
+        story = tomllib.loads(path.read_text())
+        if story.get("sabotage"):
+            rows.append((story["sabotage"], ", ".join(story["expect"].get("broken", [])), story["summary"]))
+    return rows
+
+
+def page(patches, results):
+    def row(*cells):
+        return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+    heads = {name: header(text) for name, text in patches.items()}
+    known = {n: r for n, r in results.items() if n in patches and r["patch"] == digest(patches[n])}
+    of = lambda outcome: [n for n in sorted(known) if known[n]["outcome"] == outcome]
+    killed, survived = of("killed"), of("survived")
+    equal = [n for n in survived if "equivalent" in heads[n]]
+    real = [n for n in survived if "equivalent" not in heads[n]]
+    judged = len(killed) + len(real)
+    by = lambda names, hand: len([n for n in names if heads[n]["drawn"].startswith("by hand") == hand])
+    share = f"{100 * len(killed) / judged:.1f} %" if judged else "none yet"
+    out = ["# Mutations of the runtime", "",
+           "Written by `ci/mutants`; do not edit. Each mutation changes one line of the runtime, never of the simulated services,",
+           "and the scenarios of tier `pr` with two small sweeps must notice. Nothing else is asked: no unit test is run.", "",
+           f"**Score{' so far' if len(known) < len(patches) else ''}: {len(killed)} of {judged} killed, {share}.** Of {len(patches)} mutations {by(patches, True)} were made by hand and",
+           f"{by(patches, False)} drawn by cargo-mutants; {len(equal)} survivors are equivalent to the original, {len(of('unbuildable'))} do not build,",
+           f"{len(of('stale'))} no longer fit the source and {len(patches) - len(known)} were not tried yet.", "",
+           row("", "killed", "survived", "equivalent"), row("---", "---:", "---:", "---:"),
+           row("by hand", by(killed, True), by(real, True), by(equal, True)),
+           row("drawn", by(killed, False), by(real, False), by(equal, False)), ""]
+    out += ["## Survivors", ""]
+    if real:
+        out += [row("mutation", "defence", "why no scenario noticed"), row("---", "---", "---")]
+        out += [row(f"`{n}`", heads[n]["defence"], heads[n].get("survives", "not explained yet")) for n in real]
+    else:
+        out += ["None."]
+    out += ["", "## Equivalent mutations", ""]
+    if equal:
+        out += [row("mutation", "change", "why no run can tell"), row("---", "---", "---")]
+        change = lambda n: "`" + next((l[1:].strip() for l in patches[n].splitlines() if l.startswith("+") and not l.startswith("+++")), "") + "`"
+        out += [row(f"`{n}`", change(n), heads[n]["equivalent"]) for n in equal]
+    else:
+        out += ["None."]
+    out += ["", "## Killed", "", row("mutation", "defence", "killed by", "what it saw"), row("---", "---", "---", "---")]
+    out += [row(f"`{n}`", heads[n]["defence"], f"`{known[n]['killer']}`", known[n]["says"][:160]) for n in killed]
+    kills = {}
+    for n in killed:
+        kills[known[n]["killer"]] = kills.get(known[n]["killer"], 0) + 1
+    out += ["", "## Which scenarios killed", "", "The first one that breaks counts, so this says which are asked first, not which could have seen it.", "",
+            row("scenario", "kills"), row("---", "---:")]
+    out += [row(f"`{k}`", n) for k, n in sorted(kills.items(), key=lambda kv: (-kv[1], kv[0]))]
+    out += ["", "## What each defence buys", "",
+            "The stories of `scenarios/negative` switch one defence of the stream off. These invariants break without it, and the same",
+            "story holds with it, which every run of such a story checks.", "", row("defence off", "breaks", "story"), row("---", "---", "---")]
+    out += [row(f"`{d}`", b, s) for d, b, s in defences_ablated()]
+    for outcome, title in [("unbuildable", "Not buildable"), ("stale", "No longer fitting")]:
+        if of(outcome):
+            out += ["", f"## {title}", ""] + [f"- `{n}`: {known[n]['says']}" for n in of(outcome)]
+    missing = [n for n in patches if n not in known]
+    if missing:
+        out += ["", "## Not tried yet", "", ", ".join(f"`{n}`" for n in missing) + "."]
+    PAGE.write_text("\n".join(out) + "\n")
+    say(f"{len(killed)} of {judged} killed, {share}; {len(missing)} not tried yet: {PAGE.relative_to(ROOT)}")
+
+
+def draw(count, seed):
+    """Draws from all mutations of the defences that change one line into one other."""
+    version = subprocess.run(["cargo", "mutants", "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
+    files = []
+    for pattern in DEFENCES:
+        inside = re.search(r"\{(.*)\}", pattern)
+        files += [pattern.replace(inside[0], one) for one in inside[1].split(",")] if inside else [pattern]
+    command = ["cargo", "mutants", "--list", "--json", "--diff", "--no-config", "--workspace", "--exclude-re", "impl fmt::|impl Debug|fmt::Result"]
+    command += [part for file in files for part in ("-f", file)]
+    listed = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    changed = lambda m, sign: [l for l in m["diff"].splitlines() if l.startswith(sign) and not l.startswith(sign * 3)]
+    one_line = [m for m in listed if len(changed(m, "-")) == 1 and len(changed(m, "+")) == 1]
+    one_line.sort(key=lambda m: (m["file"], m["span"]["start"]["line"], m["span"]["start"]["column"], m["name"]))
+    drawn = random.Random(seed).sample(one_line, count)
+    for mutant in drawn:
+        line = mutant["span"]["start"]["line"]
+        what = re.sub(r"^\S+?: ", "", mutant["name"])
+        stem = mutant["file"].replace("runtime/", "").replace("/src", "").removesuffix(".rs")
+        name = "drawn_" + re.sub(r"\W+", "_", f"{stem}_{line}_{mutant['span']['start']['column']}").strip("_")
+        diff = re.sub(r"^--- .*\n\+\+\+ .*\n", f"--- a/{mutant['file']}\n+++ b/{mutant['file']}\n", mutant["diff"])
+        head = f"# defence: {mutant['function']['function_name'] if mutant.get('function') else stem}: {what}\n"
+        head += f"# drawn: cargo-mutants {version}, one of {len(one_line)} that change one line, by random.Random({seed}).sample\n"
+        (PATCHES / f"{name}.patch").write_text(head + diff)
+    say(f"drew {len(drawn)} of {len(one_line)} one-line mutations, {len(listed)} in all")
+
+
+def main():
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    parser = argparse.ArgumentParser(description="Applies mutations of the runtime one at a time; the scenarios must notice.")
+    parser.add_argument("names", nargs="*", help="names or patterns of mutations; all of them without any")
+    parser.add_argument("--again", action="store_true", help="also those that have a result")
+    parser.add_argument("--jobs", type=int, default=2, help="scenarios at a time")
+    parser.add_argument("--max-wall", type=float, default=float("inf"), help="seconds after which no further mutation is begun")
+    parser.add_argument("--page", action="store_true", help="write the page and try nothing")
+    parser.add_argument("--draw", type=int, metavar="N", help="draw N mutations by cargo-mutants and try nothing")
+    parser.add_argument("--seed", type=int, default=6, help="of --draw")
+    parser.add_argument("--work", type=pathlib.Path, default=TARGET.parent / "mutants", help="scratch copy and its target directory")
+    options = parser.parse_args()
+    if options.draw:
+        draw(options.draw, options.seed)
+        return
+    patches, results = load_patches(), load_results()
+    wanted = [n for n in patches if not options.names or any(fnmatch.fnmatch(n, pattern) for pattern in options.names)]
+    if not wanted:
+        sys.exit(f"error: found no mutation like {options.names}, expected one of {', '.join(patches)}")
+    tried = lambda n: n in results and results[n]["patch"] == digest(patches[n])
+    todo = [n for n in wanted if options.again or not tried(n)]
+    if not options.page and todo:
+        began = time.time()
+        bench = Bench(options.work, options.jobs)
+        bench.prepare()
+        baseline(bench, options.work)
+        for number, name in enumerate(todo, 1):
+            if time.time() - began > options.max_wall:
+                say(f"{len(todo) - number + 1} mutations were not begun within {options.max_wall:.0f} s")
+                break
+            result = try_one(bench, name, patches[name], results)
+            results[name] = result
+            keep(result)
+            told = f"by {result['killer']}: {result['says']}" if result["outcome"] == "killed" else result.get("says", "")
+            say(f"{number}/{len(todo)} {name}: {result['outcome']} in {result['seconds']} s (build {result.get('built_s', 0)} s) {told}"[:240])
+            # The next one begins from the tree as it is.
+            copy_tree(bench.tree)
+    page(patches, results)
+
+
+main()
