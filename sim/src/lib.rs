@@ -8,6 +8,7 @@ pub mod interpose;
 pub mod invariants;
 pub mod ledger;
 pub mod oracle;
+pub mod platform;
 pub mod ports;
 pub mod report;
 pub mod rng;
