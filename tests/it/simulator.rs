@@ -145,17 +145,6 @@ fn a_stream_story_has_a_report() {
     }
 }
 
-const PLATFORM: &str = "scenarios/platform/every_mode_once.toml";
-
-#[test]
-fn the_same_seed_gives_the_same_history_of_a_platform_in_separate_processes() {
-    let scenario = root().join(PLATFORM);
-    let run = output("simulacro-sim", &["canary", scenario.to_str().expect("a path"), "--pairs", "1"]);
-    let said = String::from_utf8_lossy(&run.stdout).into_owned() + &said(&run);
-    assert_eq!(run.status.code(), Some(0), "{said}");
-    assert!(said.contains("1 pairs, 0 different"), "{said}");
-}
-
 /// What a world does not measure is no promise that was kept.
 #[test]
 fn a_platform_story_with_a_wrong_expectation_is_violated() {

@@ -450,7 +450,8 @@ async fn live(story: PlatformScenario, seed: u64, plant: bool) -> Result<(Judgem
             Ok::<(), PortError>(())
         };
         let operating = operator::work(&world.clock, &world.story, &by_hand.platform, &world.faults, &world.pager, &backfilled);
-        let living = async { tokio::try_join!(async { world.orchestrate(stop).await }, async { Ok(ended.await?) }) };
+        // Always in this order: a join that takes turns would depend on how often it is woken, and threads decide that.
+        let living = futures::future::try_join(world.orchestrate(stop), async { Ok::<(), Failure>(ended.await?) });
         tokio::select! {
             biased;
             () = world.products() => {}
