@@ -11,6 +11,11 @@ use simulacro_sim::{
     broker::RequestKind,
     faults::{CATALOGUE, Fault},
     interpose,
+    platform::{
+        PlatformScenario,
+        detection::{self, Table},
+        faults::{self as platform_faults, Mode},
+    },
     scenario::Story,
     stream::{
         self, StreamScenario,
@@ -32,6 +37,8 @@ pub enum World {
     Batch,
     /// The streaming job.
     Stream,
+    /// The whole batch platform.
+    Platform,
 }
 
 impl World {
@@ -40,6 +47,7 @@ impl World {
         match self {
             Self::Batch => Story::Batch(Box::new(swarm::draw(seed))),
             Self::Stream => Story::Stream(Box::new(stream::swarm::draw(seed))),
+            Self::Platform => Story::Platform(Box::new(PlatformScenario::draw(seed))),
         }
     }
 }
@@ -122,7 +130,7 @@ pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
                 skipped += 1;
                 return Ok(());
             };
-            for (text, hits) in scenario.faults()?.iter().zip(&judgement.hits) {
+            for (text, hits) in scenario.faults(seed)?.iter().zip(&judgement.hits) {
                 let named = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(" = "));
                 let mode = [named("mode"), named("kind")].into_iter().flatten().collect::<Vec<_>>().join(" ");
                 *struck.entry(mode.replace('"', "")).or_default() += hits;
@@ -267,6 +275,9 @@ pub fn crash_points(path: &Path, seed: Option<u64>, jobs: usize, most: u64) -> R
     let mut scenario = match load(path)? {
         Story::Batch(scenario) => scenario,
         Story::Stream(story) => return stream_crash_points(&story, seed.unwrap_or(story.seeds[0]), jobs, most),
+        Story::Platform(_) => {
+            return Err(format!("{}: found a platform story, expected one of batch or stream", path.display()).into());
+        }
     };
     let seed = seed.unwrap_or(scenario.seeds[0]);
     scenario.fault.retain(|f| !matches!(f, Fault::WorkerCrash { .. }));
@@ -332,7 +343,7 @@ pub fn explain(path: &Path, seed: Option<u64>, all: bool) -> Result<u8, Failure>
     let job = Job { scenario: path.to_owned(), seed, history: Some(history.clone()), plant: false, twin: false };
     let (judgement, _, wall) = judged(&job, &scenario)?;
     println!("faults:");
-    for (fault, hits) in scenario.faults()?.iter().zip(&judgement.hits) {
+    for (fault, hits) in scenario.faults(seed)?.iter().zip(&judgement.hits) {
         println!("  struck {hits} times: {}", fault.trim().replace('\n', ", "));
     }
     println!("what happened:");
@@ -357,6 +368,79 @@ pub fn explain(path: &Path, seed: Option<u64>, all: bool) -> Result<u8, Failure>
     println!("what was judged:");
     show(&job, &scenario, &judgement, wall);
     Ok(u8::from(judgement.verdict != "holds"))
+}
+
+/// How many seeds of which modes, and where the table goes.
+#[derive(Args)]
+pub struct Detection {
+    /// Seeds of each mode
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// First seed
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// Only this mode, by its name in a scenario, for example source_away
+    #[arg(long, value_parser = mode)]
+    mode: Option<Mode>,
+    /// Runs at a time
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// Seconds of wall time after which no further run is begun
+    #[arg(long)]
+    max_wall: Option<u64>,
+    /// Markdown file for the table, with the command that makes it
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    let names = || platform_faults::CATALOGUE.iter().map(|e| e.name).collect::<Vec<_>>().join(", ");
+    Mode::named(text).ok_or_else(|| format!("found {text:?}, expected one of {}", names()))
+}
+
+/// Runs each mode under many seeds and tells how long its alert took.
+pub fn detection(detection: &Detection) -> Result<u8, Failure> {
+    let began = interpose::real_nanos();
+    let modes: Vec<Mode> = match detection.mode {
+        Some(mode) => vec![mode],
+        None => platform_faults::CATALOGUE.iter().map(|e| e.mode).collect(),
+    };
+    // Seed by seed, so that a table that ran out of time has about as many runs of each mode.
+    let seeds = detection.from..detection.from + detection.seeds;
+    let runs: Vec<(u64, Mode)> = seeds.flat_map(|seed| modes.iter().map(move |mode| (seed, *mode))).collect();
+    let work = tempfile::tempdir()?;
+    let (mut table, mut skipped) = (Table::default(), 0);
+    in_parallel(
+        runs,
+        detection.jobs,
+        |&(seed, mode)| {
+            if detection.max_wall.is_some_and(|limit| seconds(began) > limit as f64) {
+                return Ok(None);
+            }
+            let name = format!("{}-{seed}", mode.entry().name);
+            let story = Story::Platform(Box::new(detection::story(mode, seed)));
+            run_drawn(work.path(), &name, &story, seed).map(|(_, judgement, _)| Some(judgement))
+        },
+        |(seed, mode), result: Result<_, Failure>| {
+            match result? {
+                None => skipped += 1,
+                Some(judgement) => table.add(mode, seed, &judgement),
+            }
+            Ok(())
+        },
+    )?;
+    let chosen = detection.mode.map_or(String::new(), |mode| format!(" --mode {}", mode.entry().name));
+    let command = format!("simulacro-sim detection --seeds {}{chosen} --out docs/detection.md", detection.seeds);
+    let text = table.markdown(&command);
+    print!("{text}");
+    if let Some(out) = &detection.out {
+        std::fs::write(out, text).map_err(|e| format!("write {}: {e}", out.display()))?;
+    }
+    if skipped > 0 {
+        println!("{skipped} runs were not begun within {} s", detection.max_wall.unwrap_or(0));
+    }
+    println!("in {:.0} s of wall time", seconds(began));
+    Ok(u8::from(table.is_broken()))
 }
 
 /// Says where two histories part.
@@ -390,5 +474,10 @@ pub fn faults() {
         println!("  seen      {}", entry.seen);
         println!("  defence   {}", entry.defence);
         println!("  example   {}", entry.example.replace('\n', ", "));
+    }
+    for entry in platform_faults::CATALOGUE {
+        let ends = if entry.needs_operator { "the operator ends it" } else { "it ends by itself" };
+        println!("{}  (platform, failure mode {}): {} a year, {ends}", entry.name, entry.failure, entry.per_year);
+        println!("  alerts    {}", if entry.alerts.is_empty() { "none".into() } else { entry.alerts.join(", ") });
     }
 }

@@ -10,6 +10,7 @@ pub mod interpose;
 pub mod invariants;
 pub mod ledger;
 pub mod oracle;
+pub mod platform;
 pub mod ports;
 pub mod postmortem;
 pub mod report;

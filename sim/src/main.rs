@@ -20,7 +20,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 use simulacro_sim::{
-    interpose,
+    interpose, platform,
     scenario::{Story, Tier},
     stream,
     world::{self, Judgement},
@@ -35,6 +35,7 @@ use simulacro_sim::{
   simulacro-sim run scenarios/incidents/monday_0300_waiting.toml --seed 7 --history out
   simulacro-sim sweep --seeds 100 --max-wall 300 --out failing
   simulacro-sim sweep --world stream --seeds 200
+  simulacro-sim detection --seeds 100 --out docs/detection.md
   simulacro-sim shrink failing/seed-17.toml
   simulacro-sim explain scenarios/negative/monday_0300_retrying.toml
   simulacro-sim canary scenarios/incidents/monday_0300_waiting.toml --pairs 200
@@ -138,6 +139,8 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// Measures for each failure mode of the platform how long an alert takes, over many seeds
+    Detection(commands::Detection),
     /// Finds where two histories part
     Diff {
         /// A history that `run --history` wrote
@@ -310,10 +313,12 @@ fn show(job: &Job, scenario: &Story, judgement: &Judgement, wall: f64) {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         println!("        source    {shown}{more}");
     }
-    if !judgement.alerts.is_empty() {
+    // A year has too many of both for a line.
+    let is_platform = matches!(scenario, Story::Platform(_));
+    if !judgement.alerts.is_empty() && (!is_platform || judgement.alerts.len() < 10) {
         println!("        alerts    {}", judgement.alerts.join(", "));
     }
-    if !judgement.hits.is_empty() {
+    if !judgement.hits.is_empty() && !is_platform {
         println!("        faults    struck {:?} times", judgement.hits);
     }
     match (scenario, &judgement.stream) {
@@ -325,6 +330,16 @@ fn show(job: &Job, scenario: &Story, judgement: &Judgement, wall: f64) {
             }
         }
         (Story::Stream(_), Some(figures)) => println!("        stream    {}", figures.line()),
+        (Story::Platform(_), _) => {
+            if let Some(report) = &judgement.platform {
+                for line in report.lines() {
+                    println!("        {line}");
+                }
+                // A twin is a second run of the same length.
+                let days = report.virtual_millidays as f64 / 1_000.0 * if scenario.converges() { 2.0 } else { 1.0 };
+                println!("        speed     {days:.1} virtual days, {:.2} a second of wall time", days / wall.max(0.001));
+            }
+        }
         (Story::Stream(_), None) => {}
     }
     if !good {
@@ -341,11 +356,12 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::One { scenario, seed, history, plant, twin } => {
             let mut story = load(&scenario)?;
             if twin {
-                story = story.twin();
+                story = story.twin(seed);
             }
             let ran = match &story {
                 Story::Batch(scenario) => world::run(scenario, seed, plant),
                 Story::Stream(story) => stream::world::run(story, seed, plant),
+                Story::Platform(story) => platform::world::run(story, seed, plant),
             };
             let (judgement, events) = ran.map_err(|e| e.to_string())?;
             if let Some(path) = history {
@@ -358,6 +374,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Shrink { scenario, seed, out } => commands::shrink(&scenario, seed, out.as_deref()),
         Command::CrashPoints { scenario, seed, jobs, most } => commands::crash_points(&scenario, seed, jobs, most),
         Command::Explain { scenario, seed, all } => commands::explain(&scenario, seed, all),
+        Command::Detection(detection) => commands::detection(&detection),
         Command::Diff { left, right } => commands::diff(&left, &right),
         Command::Faults => {
             commands::faults();

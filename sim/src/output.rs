@@ -75,6 +75,7 @@ impl Output {
             let html = match scenario {
                 Story::Batch(scenario) => report::html(&name, scenario, job.seed, judgement, twin, &events),
                 Story::Stream(story) => report::stream_html(&name, story, job.seed, judgement, &events),
+                Story::Platform(story) => report::platform_html(&name, story, job.seed, judgement, &events),
             };
             write(&folder.join(page(&name, job.seed)), &html)?;
         }

@@ -20,6 +20,7 @@ use simulacro_core::history::Event;
 use crate::{
     faults::Fault,
     oracle::Sales,
+    platform::{PlatformScenario, report::Struck},
     scenario::{Scenario, Verdict},
     stream::StreamScenario,
     summary::{Finished, repeat},
@@ -197,6 +198,77 @@ pub fn stream_html(name: &str, story: &StreamScenario, seed: u64, judgement: &Ju
                 (table("Hash over all records of each topic", &["topic", "hash"], &html! {
                     @for (topic, hash) in &judgement.hashes { tr { th scope="row" { (topic) } td { code { (short(Some(hash))) } } } }
                 }))
+            }
+            (history(events, &kept))
+        }
+        footer {
+            p { "simulacro-sim " (env!("CARGO_PKG_VERSION")) ". A run is a function of its scenario and seed: the command above gives this page again." }
+        }
+    };
+    page(&title, &body)
+}
+
+/// The page of a platform story.
+pub fn platform_html(name: &str, story: &PlatformScenario, seed: u64, judgement: &Judgement, events: &[Event]) -> String {
+    let kept = kept(events, EVENTS_MAX);
+    let title = format!("{}: {}, seed {seed}", judgement.verdict, stem(name));
+    let (class, sign, meaning) = verdict(&judgement.verdict, Some(story.expect.verdict));
+    let facts = [
+        ("seed", seed.to_string()),
+        ("begins", story.start().to_rfc3339()),
+        ("days", story.days.to_string()),
+        ("models", story.models.clone()),
+        ("tier", story.tier.name().to_owned()),
+    ];
+    let report = judgement.platform.as_ref();
+    let faults = report.map(|r| r.faults.as_slice()).unwrap_or_default();
+    let slos = report.map(|r| r.slos.as_slice()).unwrap_or_default();
+    let outcome = |struck: &Struck| format!("{:?}", struck.outcome).to_lowercase();
+    let delay = |struck: &Struck| struck.delay_ms.map_or_else(String::new, |ms| format!("{} s", ms / 1_000));
+    let body = html! {
+        a class="skip" href="#history" { "Skip to the history" }
+        header {
+            p class={ "verdict " (class) } { span aria-hidden="true" { (sign) } " " strong { (judgement.verdict) } " " small { (meaning) } }
+            h1 { (stem(name)) }
+            p class="summary" { (story.summary) }
+            dl class="facts" { @for (what, value) in facts { div { dt { (what) } dd { (value) } } } }
+            p class="repeat" { span { "Repeat" } code id="repeat" { (repeat(name, seed)) } button id="copy" type="button" hidden { "Copy" } }
+        }
+        nav aria-label="Sections" {
+            @for (id, text) in [("objectives", "Objectives"), ("faults", "Faults"), ("alerts", "Alerts"), ("history", "History")] {
+                a href={ "#" (id) } { (text) }
+            }
+        }
+        main {
+            (broken(judgement, events, &kept))
+            section aria-labelledby="objectives" {
+                h2 id="objectives" { "Objectives" }
+                (table("Over the whole story", &["objective", "target", "attained", "good", "all", "spent", "budget"], &html! {
+                    @for slo in slos {
+                        tr {
+                            th scope="row" { (slo.name) }
+                            td { (slo.target) } td { (slo.attained.as_deref().unwrap_or("no data")) }
+                            td { (slo.good) } td { (slo.total) } td { (slo.spent) } td { (slo.may) }
+                        }
+                    }
+                }))
+            }
+            section aria-labelledby="faults" {
+                h2 id="faults" { "Faults" }
+                (table("In order of their beginning", &["fault", "from", "to", "struck", "outcome", "alert", "after"], &html! {
+                    @for struck in faults {
+                        tr {
+                            th scope="row" { (struck.entry().name) }
+                            td { (struck.from.format("%m-%d %H:%M:%S")) } td { (struck.over.format("%m-%d %H:%M:%S")) }
+                            td { (struck.hits) } td { (outcome(struck)) }
+                            td { (struck.alert.as_deref().unwrap_or_default()) } td { (delay(struck)) }
+                        }
+                    }
+                }))
+            }
+            section aria-labelledby="alerts" {
+                h2 id="alerts" { "Alerts" }
+                ol { @for alert in &judgement.alerts { li { (alert) } } }
             }
             (history(events, &kept))
         }
@@ -703,6 +775,7 @@ mod tests {
             store_calls: 6,
             draws: 0,
             stream: None,
+            platform: None,
         }
     }
 

@@ -1,5 +1,5 @@
 //! A scenario: one story as strict TOML. Prose says what is at stake; every number is a field. A story is of the batch, or
-//! with `kind = "stream"` of the stream.
+//! with `kind = "stream"` of the stream, or with `kind = "platform"` of the whole batch platform.
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -7,6 +7,7 @@ use simulacro_core::platform::Config;
 
 use crate::{
     faults::Fault,
+    platform::PlatformScenario,
     stream::{StreamScenario, swarm as stream_swarm},
     swarm,
 };
@@ -142,13 +143,15 @@ impl Scenario {
     }
 }
 
-/// A story of either world.
+/// A story of one of the worlds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Story {
     /// The daily batch.
     Batch(Box<Scenario>),
     /// The streaming job.
     Stream(Box<StreamScenario>),
+    /// The whole batch platform.
+    Platform(Box<PlatformScenario>),
 }
 
 impl Story {
@@ -161,7 +164,10 @@ impl Story {
         match table.get("kind").map(|kind| kind.as_str()) {
             None => Scenario::parse(text).map(|scenario| Self::Batch(Box::new(scenario))),
             Some(Some("stream")) => StreamScenario::parse(text).map(|story| Self::Stream(Box::new(story))),
-            Some(found) => Err(format!("kind: found {found:?}, expected \"stream\", or none for a story of the batch")),
+            Some(Some("platform")) => PlatformScenario::parse(text).map(|story| Self::Platform(Box::new(story))),
+            Some(found) => {
+                Err(format!("kind: found {found:?}, expected \"stream\" or \"platform\", or none for a story of the batch"))
+            }
         }
     }
 
@@ -173,6 +179,7 @@ impl Story {
         match self {
             Self::Batch(scenario) => scenario.to_toml(),
             Self::Stream(story) => story.to_toml(),
+            Self::Platform(story) => story.to_toml(),
         }
     }
 
@@ -181,6 +188,7 @@ impl Story {
         match self {
             Self::Batch(scenario) => &scenario.summary,
             Self::Stream(story) => &story.summary,
+            Self::Platform(story) => &story.summary,
         }
     }
     /// Says what is at stake.
@@ -188,6 +196,7 @@ impl Story {
         match self {
             Self::Batch(scenario) => scenario.summary = summary,
             Self::Stream(story) => story.summary = summary,
+            Self::Platform(story) => story.summary = summary,
         }
     }
     /// When it runs.
@@ -195,6 +204,7 @@ impl Story {
         match self {
             Self::Batch(scenario) => scenario.tier,
             Self::Stream(story) => story.tier,
+            Self::Platform(story) => story.tier,
         }
     }
     /// Seeds, one at least.
@@ -202,6 +212,7 @@ impl Story {
         match self {
             Self::Batch(scenario) => &scenario.seeds,
             Self::Stream(story) => &story.seeds,
+            Self::Platform(story) => &story.seeds,
         }
     }
     /// Whether the result must equal that of the same story without its faults. A stream's oracle is exact by itself.
@@ -209,23 +220,26 @@ impl Story {
         match self {
             Self::Batch(scenario) => scenario.expect.converges,
             Self::Stream(_) => false,
+            Self::Platform(story) => story.expect.converges,
         }
     }
-    /// The faults as TOML, in order.
+    /// The faults of a run under a seed as TOML, in the order of its hits.
     ///
     /// # Errors
     /// When a value has no form in TOML.
-    pub fn faults(&self) -> Result<Vec<String>, String> {
+    pub fn faults(&self, seed: u64) -> Result<Vec<String>, String> {
         match self {
             Self::Batch(scenario) => scenario.fault.iter().map(|f| toml::to_string(f).map_err(|e| e.to_string())).collect(),
             Self::Stream(story) => story.fault.iter().map(|f| toml::to_string(f).map_err(|e| e.to_string())).collect(),
+            Self::Platform(story) => story.faults(seed).iter().map(|f| toml::to_string(f).map_err(|e| e.to_string())).collect(),
         }
     }
-    /// The same story without its faults.
-    pub fn twin(&self) -> Self {
+    /// The same story without the faults that it has under a seed.
+    pub fn twin(&self, seed: u64) -> Self {
         match self {
             Self::Batch(scenario) => Self::Batch(Box::new(scenario.twin())),
             Self::Stream(story) => Self::Stream(Box::new(StreamScenario { fault: Vec::new(), ..(**story).clone() })),
+            Self::Platform(story) => Self::Platform(Box::new(story.twin(seed))),
         }
     }
     /// The same story with the defence on that it switches off, which must hold; `None` when it switches none off. A story of
@@ -246,6 +260,7 @@ impl Story {
         match self {
             Self::Batch(scenario) => swarm::smaller(scenario).into_iter().map(|s| Self::Batch(Box::new(s))).collect(),
             Self::Stream(story) => stream_swarm::smaller(story).into_iter().map(|s| Self::Stream(Box::new(s))).collect(),
+            Self::Platform(story) => story.smaller().into_iter().map(|s| Self::Platform(Box::new(s))).collect(),
         }
     }
     /// Its size, for people.
@@ -257,6 +272,7 @@ impl Story {
             Self::Stream(story) => {
                 format!("{} faults, {} workers and {} s", story.fault.len(), story.workers, story.workload.duration_s)
             }
+            Self::Platform(story) => format!("{} faults and {} days", story.fault.len(), story.days),
         }
     }
 }

@@ -267,7 +267,9 @@ impl ObjectService {
         let state = self.lock();
         Ok(state
             .objects
-            .iter()
+            // Paths are in order of their text, so what is below a prefix stands together.
+            .range(prefix.clone()..)
+            .take_while(|(path, _)| path.as_ref().starts_with(prefix.as_ref()))
             .filter(|(path, _)| path.prefix_match(prefix).is_some_and(|mut rest| rest.next().is_some()))
             .filter(|(path, _)| after.is_none_or(|after| *path > after))
             .filter_map(|(path, versions)| versions.last().filter(|v| v.bytes.is_some()).map(|v| Self::meta(path, v)))

@@ -80,6 +80,9 @@ pub struct Judgement {
     /// Figures of a stream story.
     #[serde(default)]
     pub stream: Option<Figures>,
+    /// What a platform story came to.
+    #[serde(default)]
+    pub platform: Option<crate::platform::Report>,
 }
 
 /// One line of the mart.
@@ -378,6 +381,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
         store_calls: service.calls(),
         draws: interpose::draws(),
         stream: None,
+        platform: None,
     };
     let events = history.events.lock().map_err(|_| "the history panicked")?.clone();
     Ok((judgement, events))

@@ -144,3 +144,18 @@ fn a_stream_story_has_a_report() {
         assert!(text.contains(wanted), "no {wanted}");
     }
 }
+
+/// What a world does not measure is no promise that was kept.
+#[test]
+fn a_platform_story_with_a_wrong_expectation_is_violated() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let text = std::fs::read_to_string(root().join("scenarios/platform/quiet_fortnight.toml")).expect("a readable file");
+    let path = dir.path().join("streaming_is_measured.toml");
+    let short = text.replace("days = 14", "days = 1");
+    let wanted = short.replace("[\"batch_freshness\", ", "[\"streaming_freshness\", \"batch_freshness\", ");
+    std::fs::write(&path, wanted).expect("written");
+    let run = output("simulacro-sim", &["run", path.to_str().expect("a path"), "--seed", "1"]);
+    let said = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert_eq!(run.status.code(), Some(1), "{said}");
+    assert!(said.contains("invariant slos_met: streaming_freshness is not met"), "{said}");
+}

@@ -664,5 +664,6 @@ fn judge(stage: &Stage, plan: &workload::Plan, crashes: u64, virtual_s: u64) -> 
         store_calls: 0,
         draws: interpose::draws(),
         stream: Some(figures),
+        platform: None,
     })
 }

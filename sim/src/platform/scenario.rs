@@ -1,0 +1,207 @@
+//! A story of the whole platform as strict TOML: `kind = "platform"`.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
+use serde::{Deserialize, Serialize};
+use simulacro_core::orchestrator::{AssetSettings, LoopConfig};
+
+use super::{
+    faults::{Fault, Mode, drawn},
+    shop::ShopSize,
+};
+use crate::scenario::{Tier, Verdict};
+
+/// Longest story, in days: three years.
+pub const DAYS_MAX: u64 = 3 * 366;
+/// When the daily batch is due to begin, in UTC. It is the asset's own schedule; stories that change it are no stories here.
+pub const RUN_AT: NaiveTime = NaiveTime::from_hms_opt(3, 0, 0).expect("a time of day");
+
+/// What kind of story a file tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The whole batch platform.
+    Platform,
+}
+
+/// Where a story's faults come from, beside those that it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Drawn {
+    /// Nowhere.
+    None,
+    /// The seed draws them by their catalogued frequency.
+    Catalogued,
+}
+
+/// What must be true at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlatformExpect {
+    /// Whether the platform survives, or is caught.
+    pub verdict: Verdict,
+    /// The invariants that a `caught` story must see broken, in alphabetical order.
+    #[serde(default)]
+    pub broken: Vec<String>,
+    /// Objectives that must be met over the whole story.
+    #[serde(default)]
+    pub slos_met: Vec<String>,
+    /// Each named fault, and of the drawn ones each mode, must strike at least so often.
+    pub fired_min: u64,
+    /// Whether what is published must equal that of the same story without its faults.
+    pub converges: bool,
+}
+
+/// The story.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlatformScenario {
+    /// Always `platform`.
+    pub kind: Kind,
+    /// What is at stake, without numbers.
+    pub summary: String,
+    /// When it runs.
+    pub tier: Tier,
+    /// Seeds.
+    pub seeds: Vec<u64>,
+    /// First day that is processed; the run for it starts on the next day.
+    pub fecha: NaiveDate,
+    /// Number of days, at least 1.
+    pub days: u64,
+    /// Time of day at which a day must be published, in UTC.
+    pub sla: NaiveTime,
+    /// Models that a day makes, as `--select` takes them.
+    pub models: String,
+    /// Faults that the seed draws.
+    pub drawn: Drawn,
+    /// Hours after the last day is due at which everything must be healed.
+    pub patience_h: u64,
+    /// The shop.
+    pub shop: ShopSize,
+    /// The orchestrator; what is missing is as it ships.
+    #[serde(default)]
+    pub orchestrator: LoopConfig,
+    /// Settings of assets over those that ship.
+    #[serde(default)]
+    pub assets: BTreeMap<String, AssetSettings>,
+    /// Faults.
+    #[serde(default)]
+    pub fault: Vec<Fault>,
+    /// Expectations.
+    pub expect: PlatformExpect,
+}
+
+impl PlatformScenario {
+    /// Reads a scenario.
+    ///
+    /// # Errors
+    /// The place in the text, what stands there and what could.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let scenario: Self = toml::from_str(text).map_err(|e| e.to_string())?;
+        scenario.check()?;
+        Ok(scenario)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let within = |name: &str, value: u64, low: u64, high: u64| {
+            if (low..=high).contains(&value) { Ok(()) } else { Err(format!("{name}: found {value}, expected {low} to {high}")) }
+        };
+        within("days", self.days, 1, DAYS_MAX)?;
+        within("seeds", self.seeds.len() as u64, 1, 1_000)?;
+        within("patience_h", self.patience_h, 1, 24 * 14)?;
+        within("shop.sales_per_day", self.shop.sales_per_day, 10, 8_000)?;
+        within("shop.customers", self.shop.customers, 10, 100_000)?;
+        within("shop.products", self.shop.products, 1, 10_000)?;
+        within("shop.growth_percent", self.shop.growth_percent, 0, 1_000)?;
+        self.orchestrator.check().map_err(|e| e.to_string())?;
+        for (n, fault) in self.fault.iter().enumerate() {
+            within(&format!("fault {}: for_s", n + 1), fault.for_s, 1, 7 * 86_400)?;
+            // What is wrong with a day is so from its beginning.
+            let (from, to) = (self.fecha.and_time(NaiveTime::MIN).and_utc(), self.due(self.last()));
+            if !(from..to).contains(&fault.from) {
+                return Err(format!("fault {}: found from {}, expected {from} to {to}", n + 1, fault.from));
+            }
+            if (fault.offset_s != 0) != (fault.mode == Mode::ClockSkew) {
+                return Err(format!("fault {}: found offset_s {}, expected one for clock_skew alone", n + 1, fault.offset_s));
+            }
+        }
+        if self.summary.chars().any(|c| c.is_ascii_digit()) {
+            return Err("summary: found a digit, expected prose without numbers; each number is a field of its own".into());
+        }
+        Ok(())
+    }
+
+    /// The text that gives this scenario.
+    ///
+    /// # Errors
+    /// When a value has no form in TOML.
+    pub fn to_toml(&self) -> Result<String, String> {
+        toml::to_string(self).map_err(|e| e.to_string())
+    }
+
+    /// When the world begins: an hour before the first run.
+    pub fn start(&self) -> DateTime<Utc> {
+        self.scheduled(self.fecha) - chrono::TimeDelta::hours(1)
+    }
+
+    /// The last day that is processed.
+    pub fn last(&self) -> NaiveDate {
+        self.fecha + Days::new(self.days - 1)
+    }
+
+    /// The days in order.
+    pub fn fechas(&self) -> impl Iterator<Item = NaiveDate> + use<> {
+        let fecha = self.fecha;
+        (0..self.days).map(move |n| fecha + Days::new(n))
+    }
+
+    /// When the run of a day is due to begin.
+    pub fn scheduled(&self, fecha: NaiveDate) -> DateTime<Utc> {
+        (fecha + Days::new(1)).and_time(RUN_AT).and_utc()
+    }
+
+    /// When a day must be published.
+    pub fn due(&self, fecha: NaiveDate) -> DateTime<Utc> {
+        (fecha + Days::new(1)).and_time(self.sla).and_utc()
+    }
+
+    /// All faults of a run, named and drawn, in order of their beginning.
+    pub fn faults(&self, seed: u64) -> Vec<Fault> {
+        let mut all = self.fault.clone();
+        match self.drawn {
+            Drawn::None => {}
+            Drawn::Catalogued => all.extend(drawn(seed, self.fecha, self.days, |date| date.and_time(RUN_AT).and_utc())),
+        }
+        all.sort_by_key(|f| (f.from, f.mode));
+        all
+    }
+
+    /// The same story without its faults, but for a hot key, which is what the shop sold.
+    pub fn twin(&self, seed: u64) -> Self {
+        let fault = self.faults(seed).into_iter().filter(|f| f.mode == Mode::HotKey).collect();
+        let expect = PlatformExpect { fired_min: 0, slos_met: Vec::new(), ..self.expect.clone() };
+        Self { fault, drawn: Drawn::None, expect, ..self.clone() }
+    }
+
+    /// Smaller stories, the greatest step first. Drawn faults belong to the seed and stay.
+    pub fn smaller(&self) -> Vec<Self> {
+        let mut out = Vec::new();
+        if self.days > 2 {
+            let shorter = Self { days: self.days / 2, ..self.clone() };
+            if shorter.check().is_ok() {
+                out.push(shorter);
+            }
+        }
+        for n in 0..self.fault.len() {
+            let mut fewer = self.clone();
+            fewer.fault.remove(n);
+            out.push(fewer);
+        }
+        if self.shop.sales_per_day > 20 {
+            let shop = ShopSize { sales_per_day: self.shop.sales_per_day / 2, ..self.shop.clone() };
+            out.push(Self { shop, ..self.clone() });
+        }
+        out
+    }
+}
