@@ -228,6 +228,9 @@ impl Disk {
             let bytes = fs::read(&path).map_err(cannot("read", &path))?;
             let damaged = || PortError::permanent(format!("read {}: it is damaged", path.display())).code("CORRUPT_MESSAGE");
             state = decode(frame(&bytes).ok_or_else(damaged)?.0, &path)?;
+            if !state.is_possible() {
+                return Err(damaged());
+            }
         }
         let wal = dir.join(format!("wal-{number}"));
         let file = options().read(true).open(&wal).map_err(cannot("open", &wal))?;
@@ -235,6 +238,10 @@ impl Disk {
         let mut position = 0;
         while let Some((payload, _)) = frame(&bytes[position..]) {
             let effects: Vec<Effect> = decode(payload, &wal)?;
+            if !effects.iter().all(Effect::is_possible) {
+                let what = format!("read {} at byte {position}: it is damaged", wal.display());
+                return Err(PortError::permanent(what).code("CORRUPT_MESSAGE"));
+            }
             effects.into_iter().for_each(|effect| state.apply(effect));
             position += HEADER + payload.len();
         }

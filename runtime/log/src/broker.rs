@@ -85,6 +85,16 @@ pub struct State {
 }
 
 impl State {
+    /// Whether effects can have led here. A state that cannot be is damage, however well its checksum fits.
+    pub fn is_possible(&self) -> bool {
+        let topics = self.topics.values().all(|topic| {
+            let counted = usize::try_from(topic.spec.partitions).is_ok_and(|count| count == topic.partitions.len());
+            counted && topic.partitions.iter().all(Partition::is_possible)
+        });
+        let producers = self.producers.iter().all(|(pid, state)| *pid < self.pid_next && state.epoch < u32::MAX / 2);
+        topics && producers && self.pid_next < u64::MAX / 2
+    }
+
     /// What the kept records cost in memory, in bytes, about.
     pub fn bytes(&self) -> u64 {
         self.topics.values().flat_map(|t| &t.partitions).map(Partition::bytes).sum()

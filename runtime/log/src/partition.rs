@@ -52,6 +52,15 @@ pub struct Partition {
 }
 
 impl Partition {
+    /// Whether offsets are such as appending, ending and trimming give.
+    pub(crate) fn is_possible(&self) -> bool {
+        let offsets = self.records.iter().map(|record| record.offset);
+        let bounds = 0 <= self.start && self.start <= self.end && self.end < i64::MAX / 2;
+        let inside = offsets.clone().all(|offset| self.start <= offset && offset < self.end);
+        let rising = offsets.clone().zip(offsets.skip(1)).all(|(a, b)| a < b);
+        let open = self.open.values().all(|first| (0..=self.end).contains(first));
+        bounds && inside && rising && open
+    }
     /// Oldest kept offset.
     pub fn start(&self) -> i64 {
         self.start
@@ -94,7 +103,7 @@ impl Partition {
             freed += if gone { record.cost() } else { 0 };
             !gone
         });
-        self.bytes -= freed;
+        self.bytes = self.bytes.saturating_sub(freed);
     }
 
     /// Committed records from `offset`; `None` when it is not kept or does not exist yet.
@@ -136,9 +145,9 @@ impl Partition {
 
     pub(crate) fn trim(&mut self, start: i64) {
         while self.records.front().is_some_and(|r| r.offset < start) {
-            self.bytes -= self.records.pop_front().map_or(0, |r| r.cost());
+            self.bytes = self.bytes.saturating_sub(self.records.pop_front().map_or(0, |r| r.cost()));
         }
-        self.start = self.start.max(start);
+        self.start = self.start.max(start.min(self.end));
     }
 
     /// Whether more than half of the records may be overwritten ones.

@@ -285,7 +285,27 @@ pub enum Effect {
     },
 }
 
+/// Most partitions of a topic that any broker has had.
+const PARTITIONS_EVER: i32 = 100_000;
+
 impl Effect {
+    /// Whether a broker can have made this. One that cannot be is damage, however well its checksum fits.
+    pub fn is_possible(&self) -> bool {
+        match self {
+            Self::TopicCreated(spec) => (1..=PARTITIONS_EVER).contains(&spec.partitions),
+            Self::ProducerMade { producer, .. } => producer.pid < u64::MAX / 2 && producer.epoch < u32::MAX / 2,
+            Self::Trimmed { start, .. } => *start >= 0,
+            Self::Appended { .. }
+            | Self::OffsetsAdded { .. }
+            | Self::TxnEnded { .. }
+            | Self::EpochRaised { .. }
+            | Self::OffsetsSet { .. }
+            | Self::GenerationRaised { .. }
+            | Self::ProducersForgotten { .. }
+            | Self::Compacted { .. } => true,
+        }
+    }
+
     /// Whether somebody was told that this is durable. The rest becomes durable with the next one that is.
     pub fn is_promise(&self) -> bool {
         match self {

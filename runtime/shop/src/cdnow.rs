@@ -25,6 +25,9 @@ pub const CSV_HEADER: &str = "order_id,user_id,product_id,monto,descuento,region
 const FIELDS: &str = "four fields separated by blanks: customer_id date number_of_cds dollar_value";
 const AMOUNT: &str = "digits with up to two decimals, at most 92233720368547758.07";
 
+/// Most bytes of text for each byte of a compressed file; the shipped one has six.
+const TEXT_PER_BYTE_MAX: u64 = 128;
+
 /// The longest value an error repeats, in characters: a damaged file can have one endless line.
 const SHOWN: usize = 80;
 
@@ -152,8 +155,17 @@ pub fn to_csv(purchases: &[Purchase]) -> String {
 /// All of the text, or an error: what was read before the damage only serves to say where it is.
 fn gunzip(gz: &[u8]) -> Result<Vec<u8>, CdnowError> {
     let mut text = Vec::new();
+    // A short file can hold gigabytes of one character. What people buy repeats itself less.
+    let bytes_max = (gz.len() as u64).saturating_mul(TEXT_PER_BYTE_MAX);
     // The decoder for many members also rejects bytes after the end, which the plain one ignores.
-    match MultiGzDecoder::new(gz).read_to_end(&mut text) {
+    match MultiGzDecoder::new(gz).take(bytes_max + 1).read_to_end(&mut text) {
+        Ok(_) if text.len() as u64 > bytes_max => Err(CdnowError::Gzip {
+            line: 1 + text.iter().filter(|byte| **byte == b'\n').count(),
+            column: "gzip stream",
+            found: format!("more than {bytes_max} bytes of text"),
+            expected: "at most 128 bytes of text for each byte of the file",
+            source: io::ErrorKind::InvalidData.into(),
+        }),
         Ok(_) => Ok(text),
         Err(source) => {
             let line = 1 + text.iter().filter(|byte| **byte == b'\n').count();

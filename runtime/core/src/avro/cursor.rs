@@ -122,6 +122,11 @@ pub(super) fn utf8(bytes: &[u8]) -> Result<()> {
 pub(super) fn integer(bytes: &[u8], limit: i128) -> Result<i128> {
     let Some(&first) = bytes.first() else { return Err(RejectReason::Malformed("a decimal of no bytes")) };
     let sign = if first < 0x80 { 0_u8 } else { 0xff };
+    if bytes.len() <= 8 {
+        // Most amounts: one register is enough.
+        let value = i128::from(bytes.iter().fold(if sign == 0 { 0 } else { -1 }, |v: i64, b| v << 8 | i64::from(*b)));
+        return if value >= limit || value <= -limit { Err(RejectReason::OutOfRange) } else { Ok(value) };
+    }
     // More than 16 bytes are fine as long as the leading ones only repeat the sign.
     let (leading, low) = bytes.split_at(bytes.len().saturating_sub(16));
     let wide = leading.iter().any(|b| *b != sign) || (!leading.is_empty() && low.first().is_some_and(|b| (b ^ sign) >= 0x80));

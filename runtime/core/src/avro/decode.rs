@@ -20,7 +20,7 @@ use super::{
     resolve::{Constant, Plan, Read, Reader},
     schema::{Kind, Node, Primitive, Schema, SchemaError},
 };
-use crate::ports::{PortError, Result, SchemaRegistry, schema_registry::SCHEMA_NOT_FOUND};
+use crate::ports::{PortError, Result, SchemaRegistry, event_log::LogRecord, schema_registry::SCHEMA_NOT_FOUND};
 
 /// Bytes in front of each record: zero, and the id.
 pub const HEADER_BYTES: usize = 5;
@@ -30,6 +30,24 @@ pub const WRITERS_MAX: usize = 1024;
 const SKIP_DEPTH_MAX: usize = 64;
 /// Most values without bytes (nulls in an array, say) that one record may make a reader skip, beside one for each byte.
 const EMPTY_VALUES_MAX: usize = 1024;
+
+/// What has a value to decode: a record of a topic, or the value alone.
+pub trait Record: Sync {
+    /// The value; `None` is a tombstone.
+    fn value(&self) -> Option<&[u8]>;
+}
+
+impl Record for Option<Bytes> {
+    fn value(&self) -> Option<&[u8]> {
+        self.as_deref()
+    }
+}
+
+impl Record for LogRecord {
+    fn value(&self) -> Option<&[u8]> {
+        self.value.as_deref()
+    }
+}
 
 /// Bounds of a decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,24 +191,32 @@ impl Decoder {
     /// # Errors
     /// The registry's, unless it says that it has no such id: nothing is rejected because a registry is down. `Permanent`
     /// when a column would pass 2 GiB: decode fewer records at a time.
-    pub async fn decode(&mut self, registry: &dyn SchemaRegistry, records: &[Option<Bytes>]) -> Result<DecodedBatch> {
-        let ids: BTreeSet<u32> = records.iter().flatten().filter_map(|r| header(r).ok()).map(|(id, _)| id).collect();
-        let new: Vec<u32> = ids.into_iter().filter(|id| !self.writers.contains_key(id)).collect();
-        if self.writers.len() + new.len() > WRITERS_MAX {
-            // The ids of this batch are then asked for one by one; far from any real topic.
-            self.writers.clear();
-        }
-        let mut unknown = BTreeSet::new();
-        for id in new {
+    pub async fn decode<R: Record>(&mut self, registry: &dyn SchemaRegistry, records: &[R]) -> Result<DecodedBatch> {
+        for id in self.unknown(records) {
             match registry.schema(id).await {
                 Ok(text) => self.learn(id, &text),
-                Err(error) if error.code.as_deref() == Some(SCHEMA_NOT_FOUND) => {
-                    unknown.insert(id);
-                }
+                Err(error) if error.code.as_deref() == Some(SCHEMA_NOT_FOUND) => {}
                 Err(error) => return Err(error),
             }
         }
         self.decode_known(records)
+    }
+
+    /// Ids in the headers of records that nothing is known of.
+    fn unknown<R: Record>(&mut self, records: &[R]) -> BTreeSet<u32> {
+        let (mut new, mut last) = (BTreeSet::new(), None);
+        for (id, _) in records.iter().filter_map(|r| header(r.value()?).ok()) {
+            // Mostly the id of the record before.
+            if last.replace(id) != Some(id) && !self.writers.contains_key(&id) {
+                new.insert(id);
+            }
+        }
+        if !new.is_empty() && self.writers.len() + new.len() > WRITERS_MAX {
+            // Far from any real topic: all are forgotten, and those of this batch are asked for.
+            self.writers.clear();
+            new = records.iter().filter_map(|r| header(r.value()?).ok()).map(|(id, _)| id).collect();
+        }
+        new
     }
 
     /// Takes note of the schema that has this id.
@@ -207,7 +233,7 @@ impl Decoder {
     ///
     /// # Errors
     /// `Permanent` when a column would pass 2 GiB.
-    pub fn decode_known(&self, records: &[Option<Bytes>]) -> Result<DecodedBatch> {
+    pub fn decode_known<R: Record>(&self, records: &[R]) -> Result<DecodedBatch> {
         let full = |what: &str| PortError::permanent(format!("decode {} records: {what}; decode fewer at a time", records.len()));
         if u32::try_from(records.len()).is_err() {
             return Err(full("an index is 32 bits"));
@@ -216,7 +242,7 @@ impl Decoder {
         let (mut rows, mut rejects) = (Vec::with_capacity(records.len()), Vec::new());
         let mut last: Option<(u32, &Writer)> = None;
         for (index, record) in (0_u32..).zip(records) {
-            match self.record(record.as_deref(), &mut last, &mut columns) {
+            match self.record(record.value(), &mut last, &mut columns) {
                 Ok(()) => rows.push(index),
                 Err(Stop::Reject(reason)) => {
                     columns.truncate(rows.len());

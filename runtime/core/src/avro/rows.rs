@@ -14,8 +14,11 @@ use arrow::{
 use bytes::Bytes;
 
 use super::{
-    CLICKS, CLICKS_SUBJECT, DecodedBatch, METRICAS_REALTIME, METRICAS_REALTIME_SUBJECT, decode::Decoder, decode::Limits,
-    encode::Encoder, invalid_schema, register_checked, resolve::Reader,
+    CLICKS, CLICKS_SUBJECT, DecodedBatch, METRICAS_REALTIME, METRICAS_REALTIME_SUBJECT,
+    decode::{Decoder, Limits, Record},
+    encode::Encoder,
+    invalid_schema, register_checked,
+    resolve::Reader,
 };
 use crate::ports::{Compatibility, PortError, Result, SchemaRegistry};
 
@@ -274,7 +277,7 @@ impl<R: Row> RowDecoder<R> {
     ///
     /// # Errors
     /// The registry's, unless it says that it has no such schema, which rejects the record.
-    pub async fn decode(&mut self, records: &[Option<Bytes>]) -> Result<DecodedBatch> {
+    pub async fn decode<V: Record>(&mut self, records: &[V]) -> Result<DecodedBatch> {
         self.decoder.decode(self.registry.as_ref(), records).await
     }
 }

@@ -4,7 +4,7 @@
 //! `order`, `doc` and unknown attributes, which change neither bytes nor resolution, and logical types other than those
 //! of [`Logical`], which Avro says to ignore.
 
-use std::{collections::BTreeMap, fmt};
+use std::{cell::Cell, collections::BTreeMap, fmt};
 
 use serde_json::{Map, Value};
 
@@ -15,6 +15,8 @@ pub const SCHEMA_DEPTH_MAX: usize = 64;
 /// Largest precision of a decimal, in digits: what 128 bits hold.
 pub const PRECISION_MAX: u32 = 38;
 
+/// Most steps that checking the defaults of a schema may take.
+const DEFAULT_STEPS_MAX: u32 = 1_000_000;
 /// Most branches of a union that a message names.
 const DESCRIBED_MAX: usize = 8;
 
@@ -227,12 +229,17 @@ impl Schema {
     }
 
     fn check_defaults(&self) -> Result<(), SchemaError> {
+        let steps = Cell::new(DEFAULT_STEPS_MAX);
         for named in &self.named {
             let Kind::Record(fields) = &named.kind else { continue };
             for field in fields {
                 if let Some(value) = &field.default
-                    && !self.accepts(&field.node, value)
+                    && !self.accepts(&field.node, value, &steps)
                 {
+                    if steps.get() == 0 {
+                        let problem = format!("its defaults take more than {DEFAULT_STEPS_MAX} steps to check");
+                        return Err(wrong(&format!("{}.{}", named.full_name, field.name), problem));
+                    }
                     let problem = format!("default {value} is no {}", self.describe(&field.node));
                     return Err(wrong(&format!("{}.{}", named.full_name, field.name), problem));
                 }
@@ -241,8 +248,11 @@ impl Schema {
         Ok(())
     }
 
-    /// Whether a JSON value is a default of this type. Recursion ends with the value, which is finite.
-    fn accepts(&self, node: &Node, value: &Value) -> bool {
+    /// Whether a JSON value is a default of this type. Recursion ends with the value, which is finite; but unions of records
+    /// that hold unions double the work at each depth, so it also ends, with no, when `steps` are used up.
+    fn accepts(&self, node: &Node, value: &Value, steps: &Cell<u32>) -> bool {
+        let Some(left) = steps.get().checked_sub(1) else { return false };
+        steps.set(left);
         let integer = |min: i64, max: i64| value.as_i64().is_some_and(|v| (min..=max).contains(&v));
         match node {
             Node::Primitive(primitive, _) => match primitive {
@@ -254,13 +264,13 @@ impl Schema {
                 Primitive::Bytes => default_bytes(value).is_some(),
                 Primitive::String => value.is_string(),
             },
-            Node::Array(items) => value.as_array().is_some_and(|a| a.iter().all(|v| self.accepts(items, v))),
-            Node::Map(values) => value.as_object().is_some_and(|o| o.values().all(|v| self.accepts(values, v))),
-            Node::Union(branches) => branches.iter().any(|b| self.accepts(b, value)),
+            Node::Array(items) => value.as_array().is_some_and(|a| a.iter().all(|v| self.accepts(items, v, steps))),
+            Node::Map(values) => value.as_object().is_some_and(|o| o.values().all(|v| self.accepts(values, v, steps))),
+            Node::Union(branches) => branches.iter().any(|b| self.accepts(b, value, steps)),
             Node::Named(i) => match &self.named[*i].kind {
                 Kind::Record(fields) => value.as_object().is_some_and(|o| {
                     fields.iter().all(|f| match o.get(&f.name) {
-                        Some(v) => self.accepts(&f.node, v),
+                        Some(v) => self.accepts(&f.node, v, steps),
                         None => f.default.is_some(),
                     })
                 }),

@@ -18,7 +18,7 @@ use super::{
     dedup::Fingerprint,
     distinct::{REGISTERS, Users, UsersView},
     event::{Counts, Fate},
-    pane::{MergedPane, Pane},
+    pane::{Cell, MergedPane, Pane},
     watermark::{InputMark, Watermark},
 };
 
@@ -238,32 +238,65 @@ pub fn encode_fingerprints(minute: i64, fingerprints: &[Fingerprint], bytes_max:
 
 /// An addition to a pane of the click stage, in records of at most about `bytes_max`. The pane is settled.
 pub fn encode_pane(start: i64, pane: &Pane, bytes_max: usize) -> Vec<Bytes> {
-    encode_cells(None, start, pane, &BTreeMap::new(), bytes_max, |_| true)
+    encode_cells(None, start, pane.sorted(), &BTreeMap::new(), bytes_max)
+}
+
+/// As [`encode_pane`], with the cells in the order in which their keys came: what the changelog holds is added up in any
+/// order, and sorting keys costs more than writing them.
+pub fn encode_addition(start: i64, pane: &Pane, bytes_max: usize) -> Vec<Bytes> {
+    encode_cells(None, start, pane.cells(), &BTreeMap::new(), bytes_max)
 }
 
 /// An addition to a pane of the merge stage. The pane is settled.
 pub fn encode_merged_pane(start: i64, pane: &MergedPane, bytes_max: usize) -> Vec<Bytes> {
-    let mut regions = BTreeMap::new();
-    for (name, region) in &pane.regions {
-        if (region.cell.emitted, region.emitted_sliding) != (0, 0) {
-            regions.insert(name.to_string(), (region.cell.emitted, region.emitted_sliding));
-        }
-    }
-    encode_cells(None, start, &pane.pages, &regions, bytes_max, |_| true)
+    encode_cells(None, start, pane.pages.sorted(), &emitted(pane), bytes_max)
+}
+
+/// As [`encode_merged_pane`], with the cells in the order in which their keys came.
+pub fn encode_merged_addition(start: i64, pane: &MergedPane, bytes_max: usize) -> Vec<Bytes> {
+    encode_cells(None, start, pane.pages.cells(), &emitted(pane), bytes_max)
+}
+
+fn emitted(pane: &MergedPane) -> BTreeMap<&str, (u32, u32)> {
+    let counts = pane.regions.iter().map(|(name, region)| (&**name, (region.cell.emitted, region.emitted_sliding)));
+    counts.filter(|(_, counts)| *counts != (0, 0)).collect()
 }
 
 /// The part of a pane whose regions `is_mine` picks, for one partition of the merge. The pane is settled.
 pub fn encode_partial(input: i32, start: i64, pane: &Pane, bytes_max: usize, is_mine: impl Fn(&str) -> bool) -> Vec<Bytes> {
-    encode_cells(Some(input), start, pane, &BTreeMap::new(), bytes_max, is_mine)
+    let cells = pane.sorted().into_iter().filter(|(region, ..)| is_mine(region));
+    encode_cells(Some(input), start, cells, &BTreeMap::new(), bytes_max)
 }
 
-fn encode_cells(
-    input: Option<i32>,
+/// A pane in parts, one for each partition of the merge; `partition_of` says to which a region goes. The pane is settled,
+/// and the cells of a part are in the order in which their keys came.
+pub fn encode_partials(
+    input: i32,
     start: i64,
     pane: &Pane,
-    regions: &BTreeMap<String, (u32, u32)>,
     bytes_max: usize,
-    is_mine: impl Fn(&str) -> bool,
+    partition_of: impl Fn(&str) -> i32,
+) -> Vec<(i32, Bytes)> {
+    let mut partitions: BTreeMap<&str, i32> = BTreeMap::new();
+    let mut parts: BTreeMap<i32, Vec<(&str, &str, &Cell)>> = BTreeMap::new();
+    for (region, page, cell) in pane.cells() {
+        let partition = *partitions.entry(region).or_insert_with(|| partition_of(region));
+        parts.entry(partition).or_default().push((region, page, cell));
+    }
+    let mut records = Vec::new();
+    for (partition, cells) in parts {
+        let part = encode_cells(Some(input), start, cells, &BTreeMap::new(), bytes_max);
+        records.extend(part.into_iter().map(|record| (partition, record)));
+    }
+    records
+}
+
+fn encode_cells<'a>(
+    input: Option<i32>,
+    start: i64,
+    cells: impl IntoIterator<Item = (&'a str, &'a str, &'a Cell)>,
+    regions: &BTreeMap<&str, (u32, u32)>,
+    bytes_max: usize,
 ) -> Vec<Bytes> {
     let begin = || {
         let mut w = Writer::new(if input.is_some() { PARTIAL } else { PANE });
@@ -274,7 +307,7 @@ fn encode_cells(
     let mut records = Vec::new();
     let mut w = begin();
     let empty = w.bytes.len();
-    for (region, page, cell) in pane.sorted().into_iter().filter(|(region, ..)| is_mine(region)) {
+    for (region, page, cell) in cells {
         let users = match cell.users.view() {
             UsersView::Exact(hashes) => 8 * hashes.len(),
             UsersView::Sketch(registers) => registers.len(),
@@ -301,7 +334,7 @@ fn encode_cells(
             }
         }
     }
-    for (region, &(tumbling, sliding)) in regions.iter().filter(|(region, _)| is_mine(region)) {
+    for (region, &(tumbling, sliding)) in regions {
         if w.bytes.len() > empty && w.bytes.len() + region.len() + 64 > bytes_max {
             records.push(std::mem::replace(&mut w, begin()).seal());
         }
@@ -367,7 +400,8 @@ fn click_head(r: &mut Reader<'_>) -> Result<ClickHead, DamagedRecord> {
         counts.cents[i] = r.signed("cents")?;
     }
     let sum = counts.records.iter().try_fold(0u64, |sum, &n| sum.checked_add(n));
-    if sum != Some(counts.read) {
+    // Half of what 64 bits hold, so that whoever goes on counting cannot pass the other half.
+    if sum != Some(counts.read) || counts.read > u64::MAX / 2 {
         return Err(DamagedRecord::Field("counts"));
     }
     Ok(ClickHead { next_offset, watermark, appended_ms, counts, forgotten: r.unsigned("forgotten")?, told: r.mark()? })
@@ -392,10 +426,11 @@ fn cells(r: &mut Reader<'_>, exact_max: usize) -> Result<Box<MergedPane>, Damage
         match tag {
             1 => {
                 let (region, page) = (r.text("region")?, r.text("page")?);
-                if pane.find(region, page).is_some() {
+                let (next, id) = (pane.len(), pane.intern(region, page));
+                if id as usize != next {
                     return Err(DamagedRecord::Field("key twice"));
                 }
-                let cell = pane.cell_mut(region, page);
+                let cell = pane.cell_of(id);
                 cell.clicks = r.number("clicks")?;
                 cell.purchases = r.number("purchases")?;
                 cell.add_to_cart = r.number("add_to_cart")?;

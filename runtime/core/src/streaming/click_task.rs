@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use super::{
     checkpoint::{self, ClickHead, DamagedRecord, Record},
-    config::{PANE_MS, StreamConfig, ms, pane_of},
+    config::{PANE_MS, StreamConfig, is_pane, ms, pane_of},
     dedup::{Dedup, Seen, fingerprint},
     distinct::user_hash,
     event::{Counts, Decoded, Fate, Reason, Rules, Valid, validate},
@@ -94,11 +94,11 @@ impl ClickTask {
             let ordinal = checkpoint::parse_key(key).map_err(damaged)?.map(|(_, ordinal)| ordinal);
             match (checkpoint::decode(value, config.exact_users_max).map_err(damaged)?, ordinal) {
                 (Record::ClickHead(head), None) => found = Some(head),
-                (Record::Pane { start, pane }, Some(ordinal)) => {
+                (Record::Pane { start, pane }, Some(ordinal)) if is_pane(start) => {
                     task.panes.entry(start).or_default().merge(&pane.pages, config.exact_users_max);
                     raise(&mut task.pane_ordinals, start, ordinal);
                 }
-                (Record::Fingerprints { minute, fingerprints }, Some(ordinal)) => {
+                (Record::Fingerprints { minute, fingerprints }, Some(ordinal)) if is_pane(minute) => {
                     task.dedup.restore(minute, fingerprints);
                     raise(&mut task.print_ordinals, minute, ordinal);
                 }
@@ -337,17 +337,15 @@ impl ClickTask {
                 let mut whole = self.panes.get(&start).cloned().unwrap_or_default();
                 self.added.get(&start).iter().for_each(|added| whole.merge(added, exact_max));
                 whole.settle(exact_max);
-                for partition in 0..config.merge_partitions {
-                    let is_mine = |region: &str| merge_partition(region, config.merge_partitions) == partition;
-                    let records = checkpoint::encode_partial(self.partition, start, &whole, config.record_bytes_max, is_mine);
-                    out.extend(records.into_iter().map(|record| partial(partition, record)));
-                }
+                let partition_of = |region: &str| merge_partition(region, config.merge_partitions);
+                let parts = checkpoint::encode_partials(self.partition, start, &whole, config.record_bytes_max, partition_of);
+                out.extend(parts.into_iter().map(|(partition, record)| partial(partition, record)));
                 let live = plan.pane_ordinals.remove(&start).unwrap_or(0);
                 out.extend((0..live).map(|ordinal| changelog(checkpoint::pane_key(start, ordinal), None)));
                 plan.closed.push(start);
             } else if let Some(added) = self.added.get(&start) {
                 let next = plan.pane_ordinals.entry(start).or_insert(0);
-                for record in checkpoint::encode_pane(start, added, config.record_bytes_max) {
+                for record in checkpoint::encode_addition(start, added, config.record_bytes_max) {
                     out.push(changelog(checkpoint::pane_key(start, *next), Some(record)));
                     *next += 1;
                 }

@@ -36,8 +36,7 @@ impl AvroClicks {
 #[async_trait]
 impl ClickDecoder for AvroClicks {
     async fn decode(&mut self, records: &[LogRecord]) -> Result<Decoded> {
-        let values: Vec<Option<Bytes>> = records.iter().map(|record| record.value.clone()).collect();
-        let decoded = self.decoder.decode(&values).await?;
+        let decoded = self.decoder.decode(records).await?;
         let undecodable = decoded
             .rejects
             .into_iter()

@@ -14,7 +14,12 @@ pub const PANE_MS: i64 = 60_000;
 
 /// First millisecond of the pane that holds `timestamp_ms`.
 pub fn pane_of(timestamp_ms: i64) -> i64 {
-    timestamp_ms.div_euclid(PANE_MS) * PANE_MS
+    timestamp_ms.div_euclid(PANE_MS).saturating_mul(PANE_MS)
+}
+
+/// Whether `start_ms` is where a pane of an accepted event can begin: not before 1970, and so that its windows have an end.
+pub(super) fn is_pane(start_ms: i64) -> bool {
+    start_ms >= 0 && start_ms % PANE_MS == 0 && start_ms <= i64::MAX / 2
 }
 
 /// Durations as whole milliseconds, so that a file says `allowed_lateness_ms = 300000`.

@@ -62,11 +62,12 @@ pub enum Seen {
 
 type Minutes = BTreeMap<i64, HashSet<Fingerprint, ByHash>>;
 
-/// Fingerprints of one partition: those of committed state, and those since.
+/// Fingerprints of one partition. Those since the last commit are in the same sets, and listed beside them, so that a commit
+/// copies nothing and a rollback takes them out again.
 #[derive(Debug, Clone, Default)]
 pub struct Dedup {
-    committed: Minutes,
-    dirty: Minutes,
+    minutes: Minutes,
+    dirty: BTreeMap<i64, Vec<Fingerprint>>,
     /// Live entries, and the minute of the watermark at which they were counted.
     live: Option<(Option<i64>, usize)>,
 }
@@ -85,85 +86,86 @@ impl Dedup {
         if is_expired(minute, watermark, horizon_ms) {
             return Seen::BeyondHorizon;
         }
-        if self.committed.get(&minute).is_some_and(|set| set.contains(&fingerprint)) {
-            return Seen::Duplicate;
-        }
         let at = watermark.value.map(pane_of);
-        let live = match self.live {
+        let counted = match self.live {
             Some((counted_at, live)) if counted_at == at => live,
-            Some(_) | None => self.count(watermark, horizon_ms),
+            Some(_) | None => {
+                if self.minutes.get(&minute).is_some_and(|set| set.contains(&fingerprint)) {
+                    return Seen::Duplicate;
+                }
+                self.count(watermark, horizon_ms)
+            }
         };
-        let set = self.dirty.entry(minute).or_default();
         let seen = match () {
-            () if live < entries_max => {
-                if set.insert(fingerprint) {
+            () if counted < entries_max => {
+                if self.minutes.entry(minute).or_default().insert(fingerprint) {
+                    self.dirty.entry(minute).or_default().push(fingerprint);
                     Seen::New
                 } else {
                     Seen::Duplicate
                 }
             }
-            () if set.contains(&fingerprint) => Seen::Duplicate,
+            () if self.minutes.get(&minute).is_some_and(|set| set.contains(&fingerprint)) => Seen::Duplicate,
             () => Seen::Forgotten,
         };
-        self.live = Some((at, live + usize::from(seen == Seen::New)));
+        self.live = Some((at, counted + usize::from(seen == Seen::New)));
         seen
     }
 
     fn count(&self, watermark: &Watermark, horizon_ms: i64) -> usize {
-        let live = |(minute, set): (&i64, &HashSet<Fingerprint, ByHash>)| {
-            if is_expired(*minute, watermark, horizon_ms) { 0 } else { set.len() }
-        };
-        self.committed.iter().map(live).sum::<usize>() + self.dirty.iter().map(live).sum::<usize>()
+        let live = self.minutes.iter().filter(|(minute, _)| !is_expired(**minute, watermark, horizon_ms));
+        live.map(|(_, set)| set.len()).sum()
     }
 
     /// Fingerprints since the last commit, sorted, per minute.
     pub fn dirty(&self) -> impl Iterator<Item = (i64, Vec<Fingerprint>)> + '_ {
-        self.dirty.iter().filter(|(_, set)| !set.is_empty()).map(|(&minute, set)| (minute, sorted(set)))
+        self.dirty.iter().map(|(&minute, all)| {
+            let mut all = all.clone();
+            all.sort_unstable();
+            (minute, all)
+        })
     }
 
-    /// Minutes of committed state that are past the horizon.
+    /// Minutes that are past the horizon.
     pub fn expired(&self, watermark: &Watermark, horizon_ms: i64) -> Vec<i64> {
-        self.committed.keys().copied().filter(|&m| is_expired(m, watermark, horizon_ms)).collect()
+        self.minutes.keys().copied().filter(|&m| is_expired(m, watermark, horizon_ms)).collect()
     }
 
     /// Makes the new fingerprints committed and drops those past the horizon.
     pub fn commit(&mut self, watermark: &Watermark, horizon_ms: i64) {
-        for (minute, set) in std::mem::take(&mut self.dirty) {
-            self.restore(minute, set);
-        }
-        self.committed.retain(|&minute, _| !is_expired(minute, watermark, horizon_ms));
+        self.dirty.clear();
+        self.minutes.retain(|&minute, _| !is_expired(minute, watermark, horizon_ms));
         self.live = None;
     }
 
     /// Forgets what was seen since the last commit.
     pub fn rollback(&mut self) {
-        self.dirty.clear();
+        for (minute, all) in std::mem::take(&mut self.dirty) {
+            if let Some(set) = self.minutes.get_mut(&minute) {
+                all.iter().for_each(|fingerprint| {
+                    set.remove(fingerprint);
+                });
+            }
+        }
+        self.minutes.retain(|_, set| !set.is_empty());
         self.live = None;
     }
 
     /// Adds committed fingerprints, when state is restored.
     pub fn restore(&mut self, minute: i64, fingerprints: impl IntoIterator<Item = Fingerprint>) {
-        self.committed.entry(minute).or_default().extend(fingerprints);
+        self.minutes.entry(minute).or_default().extend(fingerprints);
     }
 
     /// Everything that is remembered, sorted.
     pub fn snapshot(&self) -> BTreeMap<i64, Vec<Fingerprint>> {
-        let mut all: BTreeMap<i64, Vec<Fingerprint>> = BTreeMap::new();
-        for (&minute, set) in self.committed.iter().chain(&self.dirty) {
-            all.entry(minute).or_default().extend(set);
-        }
-        all.retain(|_, set| {
-            set.sort_unstable();
-            !set.is_empty()
-        });
-        all
+        let held = self.minutes.iter().filter(|(_, set)| !set.is_empty());
+        held.map(|(&minute, set)| {
+            let mut all: Vec<_> = set.iter().copied().collect();
+            all.sort_unstable();
+            (minute, all)
+        })
+        .collect()
     }
-}
-
-fn sorted(set: &HashSet<Fingerprint, ByHash>) -> Vec<Fingerprint> {
-    let mut all: Vec<_> = set.iter().copied().collect();
-    all.sort_unstable();
-    all
 }
 
 fn is_expired(minute: i64, watermark: &Watermark, horizon_ms: i64) -> bool {

@@ -16,6 +16,8 @@ const PRECISION: u32 = 14;
 pub const REGISTERS: usize = 1 << PRECISION;
 /// Most zeros that can follow the register's index, plus one.
 const RANK_MAX: u8 = (64 - PRECISION + 1) as u8;
+/// Hashes that are kept without an allocation.
+const FEW: usize = 4;
 /// Hashes that are collected before they are sorted in.
 const PENDING_MIN: usize = 32;
 
@@ -30,6 +32,8 @@ pub struct Users(Form);
 
 #[derive(Debug, Clone)]
 enum Form {
+    /// Sorted and distinct, without an allocation: most pages have few users in a minute.
+    Few { hashes: [u64; FEW], count: u8 },
     /// Sorted and distinct, and some more that are neither yet.
     Exact { sorted: Vec<u64>, pending: Vec<u64> },
     /// Largest rank per register.
@@ -56,7 +60,7 @@ pub enum UsersView<'a> {
 
 impl Default for Users {
     fn default() -> Self {
-        Self(Form::Exact { sorted: Vec::new(), pending: Vec::new() })
+        Self(Form::Few { hashes: [0; FEW], count: 0 })
     }
 }
 
@@ -65,6 +69,22 @@ impl Users {
     #[inline]
     pub fn insert(&mut self, hash: u64, exact_max: usize) {
         match &mut self.0 {
+            Form::Few { hashes, count } => {
+                let held = usize::from(*count);
+                let at = hashes[..held].iter().position(|&h| h >= hash).unwrap_or(held);
+                if at < held && hashes[at] == hash {
+                    return;
+                }
+                if held < FEW {
+                    hashes.copy_within(at..held, at + 1);
+                    hashes[at] = hash;
+                    *count += 1;
+                } else {
+                    let mut pending = Vec::with_capacity(PENDING_MIN);
+                    pending.push(hash);
+                    self.0 = Form::Exact { sorted: hashes.to_vec(), pending };
+                }
+            }
             Form::Exact { sorted, pending } => {
                 pending.push(hash);
                 if pending.len() >= PENDING_MIN.max(sorted.len()) {
@@ -77,40 +97,65 @@ impl Users {
 
     /// Sorts in what was collected, and turns into a sketch above `exact_max`. Two equal sets are equal after it.
     pub fn settle(&mut self, exact_max: usize) {
-        let Form::Exact { sorted, pending } = &mut self.0 else { return };
-        if !pending.is_empty() {
+        if let Form::Exact { sorted, pending } = &mut self.0
+            && !pending.is_empty()
+        {
             sorted.append(pending);
             sorted.sort_unstable();
             sorted.dedup();
         }
-        if sorted.len() > exact_max {
+        let exact = self.sorted();
+        if exact.len() > exact_max {
             let mut registers = vec![0; REGISTERS].into_boxed_slice();
-            sorted.iter().for_each(|&hash| raise(&mut registers, hash));
+            exact.iter().for_each(|&hash| raise(&mut registers, hash));
             self.0 = Form::Sketch(registers);
+        }
+    }
+
+    /// The sorted hashes of an exact set; none of a sketch.
+    fn sorted(&self) -> &[u64] {
+        match &self.0 {
+            Form::Few { hashes, count } => &hashes[..usize::from(*count)],
+            Form::Exact { sorted, .. } => sorted,
+            Form::Sketch(_) => &[],
+        }
+    }
+
+    /// The hashes of an exact set that are not sorted in.
+    fn pending(&self) -> &[u64] {
+        match &self.0 {
+            Form::Exact { pending, .. } => pending,
+            Form::Few { .. } | Form::Sketch(_) => &[],
         }
     }
 
     /// Adds all users of another set.
     pub fn merge(&mut self, other: &Users, exact_max: usize) {
-        match &other.0 {
-            Form::Exact { sorted, pending } => match &mut self.0 {
-                Form::Exact { sorted: mine, pending: collected } => {
-                    collected.extend_from_slice(sorted);
-                    collected.extend_from_slice(pending);
-                    if collected.len() >= PENDING_MIN.max(mine.len()) {
-                        self.settle(exact_max);
-                    }
+        match (&mut self.0, &other.0) {
+            (_, Form::Few { hashes, count }) => {
+                hashes[..usize::from(*count)].iter().for_each(|&hash| self.insert(hash, exact_max));
+            }
+            (Form::Few { hashes, count }, Form::Exact { .. }) => {
+                let mine = (*hashes, usize::from(*count));
+                self.0 = other.0.clone();
+                mine.0[..mine.1].iter().for_each(|&hash| self.insert(hash, exact_max));
+            }
+            (Form::Exact { sorted: mine, pending: collected }, Form::Exact { sorted, pending }) => {
+                collected.extend_from_slice(sorted);
+                collected.extend_from_slice(pending);
+                if collected.len() >= PENDING_MIN.max(mine.len()) {
+                    self.settle(exact_max);
                 }
-                Form::Sketch(registers) => sorted.iter().chain(pending).for_each(|&hash| raise(registers, hash)),
-            },
-            Form::Sketch(theirs) => {
+            }
+            (Form::Sketch(registers), Form::Exact { sorted, pending }) => {
+                sorted.iter().chain(pending).for_each(|&hash| raise(registers, hash));
+            }
+            (_, Form::Sketch(theirs)) => {
                 let mut registers = theirs.clone();
-                match &self.0 {
-                    Form::Exact { sorted, pending } => {
-                        sorted.iter().chain(pending).for_each(|&hash| raise(&mut registers, hash));
-                    }
-                    Form::Sketch(mine) => registers.iter_mut().zip(mine).for_each(|(r, m)| *r = (*r).max(*m)),
+                if let Form::Sketch(mine) = &self.0 {
+                    registers.iter_mut().zip(mine).for_each(|(r, m)| *r = (*r).max(*m));
                 }
+                self.sorted().iter().chain(self.pending()).for_each(|&hash| raise(&mut registers, hash));
                 self.0 = Form::Sketch(registers);
             }
         }
@@ -120,7 +165,7 @@ impl Users {
     pub fn count(&mut self, exact_max: usize) -> UserCount {
         self.settle(exact_max);
         match &self.0 {
-            Form::Exact { sorted, .. } => UserCount { users: sorted.len() as u64, exact: true },
+            Form::Few { .. } | Form::Exact { .. } => UserCount { users: self.sorted().len() as u64, exact: true },
             Form::Sketch(registers) => UserCount { users: estimate(registers), exact: false },
         }
     }
@@ -128,9 +173,9 @@ impl Users {
     /// The settled set; call [`Users::settle`] before.
     pub fn view(&self) -> UsersView<'_> {
         match &self.0 {
-            Form::Exact { sorted, pending } => {
-                assert!(pending.is_empty(), "users are settled before they are looked at");
-                UsersView::Exact(sorted)
+            Form::Few { .. } | Form::Exact { .. } => {
+                assert!(self.pending().is_empty(), "users are settled before they are looked at");
+                UsersView::Exact(self.sorted())
             }
             Form::Sketch(registers) => UsersView::Sketch(registers),
         }
@@ -138,6 +183,12 @@ impl Users {
 
     /// A set from its hashes; they need not be sorted.
     pub fn from_hashes(hashes: Vec<u64>, exact_max: usize) -> Self {
+        if hashes.len() <= FEW {
+            let mut users = Self::default();
+            hashes.into_iter().for_each(|hash| users.insert(hash, exact_max));
+            users.settle(exact_max);
+            return users;
+        }
         let mut users = Self(Form::Exact { sorted: Vec::new(), pending: hashes });
         users.settle(exact_max);
         users

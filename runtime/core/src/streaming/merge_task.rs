@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::{
     checkpoint::{self, Control, DamagedRecord, MergeHead, Record},
     click_task::damaged_changelog,
-    config::{PANE_MS, StreamConfig, pane_of},
+    config::{PANE_MS, StreamConfig, is_pane, pane_of},
     pane::{Cell, MergedPane},
     watermark::{InputMark, global, target},
     window::{MetricRow, WindowKind, sliding_ends},
@@ -95,7 +95,7 @@ impl MergeTask {
             let ordinal = checkpoint::parse_key(key).map_err(damaged)?.map(|(_, ordinal)| ordinal);
             match (checkpoint::decode(value, config.exact_users_max).map_err(damaged)?, ordinal) {
                 (Record::MergeHead(head), None) => found = Some(head),
-                (Record::Pane { start, pane }, Some(ordinal)) => {
+                (Record::Pane { start, pane }, Some(ordinal)) if is_pane(start) => {
                     task.panes.entry(start).or_default().merge(&pane, config.exact_users_max);
                     let next = task.ordinals.entry(start).or_insert(0);
                     *next = (*next).max(ordinal.saturating_add(1));
@@ -177,13 +177,14 @@ impl MergeTask {
             };
             let value = record.value.as_deref().unwrap_or(&[]);
             match checkpoint::decode(value, config.exact_users_max).map_err(damaged)? {
-                Record::Partial { start, .. } if start < 0 || start % PANE_MS != 0 || start > i64::MAX / 2 => {
+                Record::Partial { start, .. } if !is_pane(start) => {
                     return Err(damaged(DamagedRecord::Field("start")));
                 }
                 Record::Partial { input: _, start, pane } => {
                     let (events, cents) = (pane.pages.events(), pane.pages.cents());
                     if self.head.closed.is_some_and(|closed| start.saturating_add(config.state_ttl_ms()) <= closed) {
-                        self.head.expired = (self.head.expired.0 + events, self.head.expired.1.saturating_add(cents));
+                        self.head.expired =
+                            (self.head.expired.0.saturating_add(events), self.head.expired.1.saturating_add(cents));
                         self.aside.push(OutRecord {
                             topic: config.topics.late.clone(),
                             partition: None,
@@ -196,7 +197,7 @@ impl MergeTask {
                             ],
                         });
                     } else {
-                        self.head.merged = (self.head.merged.0 + events, self.head.merged.1.saturating_add(cents));
+                        self.head.merged = (self.head.merged.0.saturating_add(events), self.head.merged.1.saturating_add(cents));
                         self.added.entry(start).or_default().merge(&pane, config.exact_users_max);
                     }
                 }
@@ -269,7 +270,7 @@ impl MergeTask {
             emitted.get(&start).iter().for_each(|e| addition.merge(e, exact_max));
             addition.pages.settle(exact_max);
             let next = ordinals.entry(start).or_insert(0);
-            for record in checkpoint::encode_merged_pane(start, &addition, config.record_bytes_max) {
+            for record in checkpoint::encode_merged_addition(start, &addition, config.record_bytes_max) {
                 records.push(changelog(checkpoint::pane_key(start, *next), Some(record)));
                 *next += 1;
             }

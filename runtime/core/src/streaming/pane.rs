@@ -68,7 +68,7 @@ impl Cell {
         self.other += other.other;
         self.cents = self.cents.saturating_add(other.cents);
         self.users.merge(&other.users, exact_max);
-        self.emitted += other.emitted;
+        self.emitted = self.emitted.saturating_add(other.emitted);
     }
     /// Events of any type.
     pub fn events(&self) -> u64 {
@@ -76,12 +76,23 @@ impl Cell {
     }
 }
 
+/// Where the text of a key stands, and its hash.
+#[derive(Debug, Clone, Copy)]
+struct Key {
+    hash: u64,
+    at: usize,
+    region: u32,
+    page: u32,
+}
+
 /// One minute, per region and page.
 #[derive(Debug, Clone, Default)]
 pub struct Pane {
     /// Dense id of a key, by its hash; a colliding key takes the next free hash.
     ids: HashMap<u64, u32, ByHash>,
-    keys: Vec<(Box<str>, Box<str>)>,
+    keys: Vec<Key>,
+    /// Region and page of each key, one behind the other: no allocation per key.
+    text: String,
     cells: Vec<Cell>,
 }
 
@@ -102,38 +113,48 @@ impl Pane {
         self.keys.is_empty()
     }
 
-    /// The id of a key, if it has one.
-    pub fn find(&self, region: &str, page: &str) -> Option<u32> {
-        let mut hash = key_hash(region, page);
+    #[inline]
+    fn key(&self, key: &Key) -> (&str, &str) {
+        let text = &self.text[key.at..key.at + key.region as usize + key.page as usize];
+        text.split_at(key.region as usize)
+    }
+
+    /// The id of a key, or the free place where it belongs.
+    #[inline]
+    fn place(&self, mut hash: u64, region: &str, page: &str) -> Result<u32, u64> {
         loop {
-            let &id = self.ids.get(&hash)?;
-            let (r, p) = &self.keys[id as usize];
-            if &**r == region && &**p == page {
-                return Some(id);
+            let Some(&id) = self.ids.get(&hash) else { return Err(hash) };
+            let key = &self.keys[id as usize];
+            let same = (key.region as usize, key.page as usize) == (region.len(), page.len());
+            if same && self.key(key) == (region, page) {
+                return Ok(id);
             }
             hash = hash.wrapping_add(1);
         }
     }
 
+    /// The id of a key, if it has one.
+    pub fn find(&self, region: &str, page: &str) -> Option<u32> {
+        self.place(key_hash(region, page), region, page).ok()
+    }
+
     /// The id of a key; a new key is copied once.
     pub fn intern(&mut self, region: &str, page: &str) -> u32 {
-        let mut hash = key_hash(region, page);
-        loop {
-            match self.ids.get(&hash) {
-                Some(&id) => {
-                    let (r, p) = &self.keys[id as usize];
-                    if &**r == region && &**p == page {
-                        return id;
-                    }
-                    hash = hash.wrapping_add(1);
-                }
-                None => {
-                    let id = self.keys.len() as u32;
-                    self.ids.insert(hash, id);
-                    self.keys.push((region.into(), page.into()));
-                    self.cells.push(Cell::default());
-                    return id;
-                }
+        self.intern_hashed(key_hash(region, page), region, page)
+    }
+
+    #[inline]
+    fn intern_hashed(&mut self, hash: u64, region: &str, page: &str) -> u32 {
+        match self.place(hash, region, page) {
+            Ok(id) => id,
+            Err(free) => {
+                let id = self.keys.len() as u32;
+                self.ids.insert(free, id);
+                self.keys.push(Key { hash, at: self.text.len(), region: region.len() as u32, page: page.len() as u32 });
+                self.text.push_str(region);
+                self.text.push_str(page);
+                self.cells.push(Cell::default());
+                id
             }
         }
     }
@@ -158,6 +179,11 @@ impl Pane {
         &mut self.cells[id as usize]
     }
 
+    /// The cell of an id that [`Pane::intern`] gave.
+    pub(super) fn cell_of(&mut self, id: u32) -> &mut Cell {
+        &mut self.cells[id as usize]
+    }
+
     /// The cell of a key.
     pub fn cell(&self, region: &str, page: &str) -> Option<&Cell> {
         self.find(region, page).map(|id| &self.cells[id as usize])
@@ -165,8 +191,10 @@ impl Pane {
 
     /// Adds another pane of the same minute.
     pub fn merge(&mut self, other: &Pane, exact_max: usize) {
-        for ((region, page), cell) in other.keys.iter().zip(&other.cells) {
-            self.cell_mut(region, page).merge(cell, exact_max);
+        for (key, cell) in other.keys.iter().zip(&other.cells) {
+            let (region, page) = other.key(key);
+            let id = self.intern_hashed(key.hash, region, page);
+            self.cells[id as usize].merge(cell, exact_max);
         }
     }
 
@@ -175,9 +203,17 @@ impl Pane {
         self.cells.iter_mut().for_each(|cell| cell.users.settle(exact_max));
     }
 
+    /// Keys and cells, in the order in which the keys came.
+    pub fn cells(&self) -> impl Iterator<Item = (&str, &str, &Cell)> {
+        self.keys.iter().zip(&self.cells).map(|(key, cell)| {
+            let (region, page) = self.key(key);
+            (region, page, cell)
+        })
+    }
+
     /// Keys and cells, sorted by region and page.
     pub fn sorted(&self) -> Vec<(&str, &str, &Cell)> {
-        let mut all: Vec<_> = self.keys.iter().zip(&self.cells).map(|((r, p), c)| (&**r, &**p, c)).collect();
+        let mut all: Vec<_> = self.cells().collect();
         all.sort_unstable_by_key(|&(region, page, _)| (region, page));
         all
     }
@@ -214,8 +250,10 @@ pub struct MergedPane {
 impl MergedPane {
     /// Adds a partial: its cells, and its regions from them.
     pub fn add(&mut self, partial: &Pane, exact_max: usize) {
-        for ((region, page), cell) in partial.keys.iter().zip(&partial.cells) {
-            self.pages.cell_mut(region, page).merge(cell, exact_max);
+        for (key, cell) in partial.keys.iter().zip(&partial.cells) {
+            let (region, page) = partial.key(key);
+            let id = self.pages.intern_hashed(key.hash, region, page);
+            self.pages.cells[id as usize].merge(cell, exact_max);
             let total = &mut self.region_mut(region).cell;
             let emitted = total.emitted;
             total.merge(cell, exact_max);
@@ -229,15 +267,19 @@ impl MergedPane {
         for (name, theirs) in &other.regions {
             let mine = self.region_mut(name);
             mine.cell.merge(&theirs.cell, exact_max);
-            mine.emitted_sliding += theirs.emitted_sliding;
+            mine.emitted_sliding = mine.emitted_sliding.saturating_add(theirs.emitted_sliding);
         }
     }
     /// The region's cell, made when it is not there.
     pub fn region_mut(&mut self, region: &str) -> &mut RegionCell {
+        // Looked up by the text first, which a region that is there costs no copy.
         if !self.regions.contains_key(region) {
             self.regions.insert(region.into(), RegionCell::default());
         }
-        self.regions.entry(region.into()).or_default()
+        match self.regions.get_mut(region) {
+            Some(cell) => cell,
+            None => unreachable!("it was put there"),
+        }
     }
     /// Whether nothing was added and nothing emitted.
     pub fn is_empty(&self) -> bool {
