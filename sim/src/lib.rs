@@ -1,6 +1,7 @@
 //! The simulator: the production platform in one process, under one seed and one virtual clock.
 
 pub mod broker;
+pub mod defence;
 pub mod dimension_api;
 pub mod faults;
 pub mod host;
@@ -9,6 +10,7 @@ pub mod invariants;
 pub mod ledger;
 pub mod oracle;
 pub mod ports;
+pub mod postgres;
 pub mod report;
 pub mod rng;
 pub mod scenario;

@@ -651,6 +651,8 @@ mod tests {
             store_calls: 6,
             draws: 0,
             stream: None,
+            incident: None,
+            without: None,
         }
     }
 

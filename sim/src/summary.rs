@@ -235,6 +235,8 @@ mod tests {
             store_calls: 0,
             draws: 0,
             stream: None,
+            incident: None,
+            without: None,
         };
         let summary = "the run waits | for the source".to_owned();
         Finished { name: name.into(), summary, seed, judgement, wall: Duration::from_millis(1_250) }
