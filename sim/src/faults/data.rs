@@ -186,7 +186,12 @@ pub fn spoil(faults: &[Fault], contract: &Contract, shop: &[Row]) -> Spoiled {
             if faults.iter().any(|f| matches!(f, Fault::Data(DataFault::DroppedNotNull { .. }))) {
                 era.not_null = Some(contract.fields.iter().filter(|f| f.required).map(|f| f.name.clone()).collect());
             }
-            for (index, fault) in faults.iter().enumerate() {
+            // What is true comes before what is said of it: a row that is sent twice is twice the same.
+            let of_truth =
+                |fault: &Fault| matches!(fault, Fault::Data(DataFault::HotCustomer { .. } | DataFault::BigRows { .. }));
+            let mut ordered: Vec<(usize, &Fault)> = faults.iter().enumerate().collect();
+            ordered.sort_by_key(|(_, fault)| !of_truth(fault));
+            for (index, fault) in ordered {
                 if lasts(fault).is_some_and(|(begins, ends)| (begins..ends).contains(&from)) {
                     let (changed, days) = apply(fault, &mut era);
                     hits[index] = changed.max(hits[index]);
@@ -302,4 +307,51 @@ fn apply(fault: &Fault, era: &mut Era) -> (u64, BTreeSet<NaiveDate>) {
         | Fault::Clock { .. } => {}
     }
     (changed, days)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(n: usize, fecha: &str) -> Row {
+        Row {
+            order_id: format!("o-{n}"),
+            user_id: format!("u-{n}"),
+            product_id: "p".into(),
+            monto_cents: 1_000,
+            region: Some("norte".into()),
+            fecha: fecha.parse().expect("a day"),
+        }
+    }
+
+    fn contract() -> Contract {
+        Contract::parse("ventas.yaml", include_str!("../../../contracts/odcs/cdnow/ventas.yaml")).expect("a contract")
+    }
+
+    #[test]
+    fn a_fault_on_the_data_begins_and_ends() {
+        let (from, to) = ("2024-03-18T02:00:00Z".parse().expect("a time"), "2024-03-18T05:00:00Z".parse().expect("a time"));
+        let fault = Fault::Data(DataFault::AddedColumn { name: "canal".into(), from, to });
+        let spoiled = spoil(&[fault], &contract(), &[row(1, "2024-03-17")]);
+        let columns = |at: &str| spoiled.at(at.parse().expect("a time")).columns.len();
+        let usual = contract().columns.len();
+        assert_eq!(columns("2024-03-18T01:59:59Z"), usual);
+        assert_eq!((columns("2024-03-18T02:00:00Z"), columns("2024-03-18T04:59:59Z")), (usual + 1, usual + 1));
+        assert_eq!(columns("2024-03-18T05:00:00Z"), usual);
+        assert_eq!(spoiled.hits, [1]);
+    }
+
+    #[test]
+    fn a_row_that_is_sent_twice_is_twice_the_same_whoever_bought_it() {
+        let shop: Vec<Row> = (0..10).map(|n| row(n, "2024-03-17")).collect();
+        let twice = Fault::DuplicatedRows { every: 3 };
+        let hot = Fault::Data(DataFault::HotCustomer { share: 4, of: 5 });
+        for faults in [[twice.clone(), hot.clone()], [hot, twice]] {
+            let spoiled = spoil(&faults, &contract(), &shop);
+            let era = &spoiled.eras[0];
+            let different: BTreeSet<(&str, &str)> = era.rows.iter().map(|r| (&*r.order_id, &*r.user_id)).collect();
+            assert_eq!((era.rows.len(), different.len()), (14, 10));
+            assert_eq!(era.truth.iter().filter(|r| r.user_id == "hot").count(), 8);
+        }
+    }
 }
