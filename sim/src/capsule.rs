@@ -339,13 +339,21 @@ pub fn reconstruct(events: &[Event], config: Config, schedule: NaiveTime, sla: N
         sla,
         tick_ms: 100,
         runs: 1,
+        rows_per_day: None,
+        models: Vec::new(),
+        without: BTreeSet::new(),
+        counterfactual: BTreeSet::new(),
         config,
+        products: None,
+        account: None,
+        operator: Vec::new(),
         expect: Expect {
             verdict: Verdict::Holds,
             broken: Vec::new(),
             alerts: Some(alerts),
             attempts: None,
             held_by: None,
+            detected_within_s: None,
             fired_min: u64::from(!fault.is_empty()),
             converges: !fault.is_empty(),
         },
@@ -426,7 +434,7 @@ mod tests {
     fn the_story_of_a_history_has_its_days_and_what_went_wrong() {
         let config = match Story::parse(MONDAY).expect("a story") {
             Story::Batch(scenario) => scenario.config,
-            Story::Stream(_) => panic!("a story of the batch"),
+            Story::Stream(_) | Story::Platform(_) => panic!("a story of the batch"),
         };
         let clock = |text: &str| text.parse::<NaiveTime>().expect("a time of day");
         let made = reconstruct(&night(), config.clone(), clock("03:00:00"), clock("06:00:00")).expect("a story");

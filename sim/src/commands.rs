@@ -101,7 +101,7 @@ fn seconds(since: u64) -> f64 {
 fn run_drawn(folder: &Path, name: &str, scenario: &Story, seed: u64) -> Result<(Job, Judgement, f64), Failure> {
     let path = folder.join(format!("{name}.toml"));
     std::fs::write(&path, scenario.to_toml()?)?;
-    let job = Job { scenario: path, seed, history: None, plant: false, twin: false };
+    let job = Job { scenario: path, seed, history: None, plant: false, twin: false, counterfactual: false };
     let (judgement, _, wall) = judged(&job, scenario)?;
     Ok((job, judgement, wall))
 }
@@ -340,7 +340,8 @@ pub fn explain(path: &Path, seed: Option<u64>, all: bool) -> Result<u8, Failure>
     let work = tempfile::tempdir()?;
     let history = work.path().join("history.jsonl");
     let seed = seed.unwrap_or(scenario.seeds()[0]);
-    let job = Job { scenario: path.to_owned(), seed, history: Some(history.clone()), plant: false, twin: false };
+    let job =
+        Job { scenario: path.to_owned(), seed, history: Some(history.clone()), plant: false, twin: false, counterfactual: false };
     let (judgement, _, wall) = judged(&job, &scenario)?;
     println!("faults:");
     for (fault, hits) in scenario.faults(seed)?.iter().zip(&judgement.hits) {

@@ -157,6 +157,11 @@ impl Service {
         self.faults.push((fault, 0));
     }
 
+    /// Has these faults and no others, each with how often it has fired before.
+    pub fn set_faults(&mut self, faults: Vec<(ApiFault, u64)>) {
+        self.faults = faults;
+    }
+
     /// Takes all faults away.
     pub fn heal(&mut self) {
         self.faults.clear();

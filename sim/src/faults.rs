@@ -1,12 +1,44 @@
 //! The faults of a scenario, as data: what is struck, when, and how it heals.
 //!
-//! A fault on the data changes what the source holds before the run; a fault on a service strikes at its calls. Each
-//! counts its hits, since a fault that never fired proves nothing.
+//! A fault on the data changes what the source holds, for as long as it lasts; a fault on a service strikes at its calls; a
+//! fault of a deploy changes what the worker does. Each counts its hits, since a fault that never fired proves nothing. The
+//! modules below are the faults of one target each: the data, and the small pure functions that say when it strikes.
+
+pub mod catalogue;
+pub mod clock;
+pub mod data;
+pub mod deploy;
+pub mod dimensions;
+pub mod service;
+pub mod source;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::store::Operation;
+pub use catalogue::CATALOGUE;
+
+use crate::{dimension_api::ApiFault, store::Operation};
+use data::DataFault;
+use deploy::DeployFault;
+use service::ServiceFault;
+use source::SourceFault;
+
+/// How often a fault struck, and when first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Strikes {
+    /// How often.
+    pub hits: u64,
+    /// When first.
+    pub first: Option<DateTime<Utc>>,
+}
+
+impl Strikes {
+    /// Counts a strike.
+    pub fn strike(&mut self, now: DateTime<Utc>) {
+        self.hits += 1;
+        self.first.get_or_insert(now);
+    }
+}
 
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +57,8 @@ pub enum Fault {
         every: usize,
         /// Only rows of this day; without it, of all days.
         fecha: Option<NaiveDate>,
+        /// When the rows are mended at the source, exclusive; without it, never.
+        to: Option<DateTime<Utc>>,
     },
     /// A column of the source is renamed.
     RenamedColumn {
@@ -46,6 +80,32 @@ pub enum Fault {
         at_calls: Vec<u64>,
         /// Seconds until it is started again.
         down_s: u64,
+    },
+    /// A fault of the source's server.
+    Source(SourceFault),
+    /// A fault of what the source holds.
+    Data(DataFault),
+    /// A fault of the dimension API.
+    DimensionApi {
+        /// Start, inclusive.
+        from: DateTime<Utc>,
+        /// End, exclusive.
+        to: DateTime<Utc>,
+        /// What goes wrong.
+        fault: ApiFault,
+    },
+    /// A fault of the ledger or the warehouse.
+    Service(ServiceFault),
+    /// A fault of the build that is deployed, or of a neighbour's.
+    Deploy(DeployFault),
+    /// The worker's clock is wrong. By more than a quarter of an hour, the store refuses its requests.
+    Clock {
+        /// Start, inclusive, in true time.
+        from: DateTime<Utc>,
+        /// End, exclusive.
+        to: DateTime<Utc>,
+        /// Seconds by which it is ahead; behind, when negative.
+        by_s: i64,
     },
 }
 
@@ -83,33 +143,110 @@ pub enum StoreFault {
         from: DateTime<Utc>,
         /// End, exclusive.
         to: DateTime<Utc>,
+        /// Only paths that contain this.
+        #[serde(default)]
+        path: String,
+    },
+    /// A share of all calls is answered 503 SlowDown.
+    Throttled {
+        /// Start, inclusive.
+        from: DateTime<Utc>,
+        /// End, exclusive.
+        to: DateTime<Utc>,
+        /// So many calls ...
+        refused: u64,
+        /// ... of so many.
+        of: u64,
+    },
+    /// Requests vanish and no answer comes: the client gives up after its deadline.
+    BlackHole {
+        /// Which calls.
+        operation: Operation,
+        /// Only paths that contain this.
+        path: String,
+        /// Start, inclusive.
+        from: DateTime<Utc>,
+        /// End, exclusive.
+        to: DateTime<Utc>,
+        /// At most so often.
+        times: u64,
+    },
+    /// The body of an object ends in the middle.
+    Truncated {
+        /// Only paths that contain this.
+        path: String,
+        /// Matching calls that are left alone first.
+        after: u64,
+        /// At most so often.
+        times: u64,
+    },
+    /// The credentials run out: every call is answered 400 ExpiredToken, until they are rotated.
+    TokenExpired {
+        /// Start, inclusive.
+        from: DateTime<Utc>,
+        /// Writes that still succeed after the start: the token runs out in the middle of them.
+        after_puts: u64,
+        /// The rotation, exclusive.
+        to: DateTime<Utc>,
+    },
+    /// The caller's clock is wrong: every call is answered 403 RequestTimeTooSkewed.
+    TooSkewed {
+        /// Start, inclusive.
+        from: DateTime<Utc>,
+        /// End, exclusive.
+        to: DateTime<Utc>,
     },
 }
 
+/// What a strike at a call of the store does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreStrike {
+    /// The matching call is counted and left alone.
+    Spared,
+    /// 503 SlowDown.
+    SlowDown,
+    /// It takes effect, and its answer is lost.
+    ReplyLost,
+    /// ENOSPC.
+    NoSpace,
+    /// No answer.
+    Silence,
+    /// The body ends in the middle.
+    Truncated,
+    /// 400 ExpiredToken.
+    ExpiredToken,
+    /// 403 RequestTimeTooSkewed.
+    TooSkewed,
+}
+
 impl StoreFault {
-    /// Whether the fault strikes a call, given how many matching calls it has counted.
-    pub fn strikes(&self, called: Operation, at_path: &str, now: DateTime<Utc>, hits: u64) -> bool {
+    /// What the fault does to a call, given how many matching calls it has counted; `None` when the call does not concern it.
+    pub fn strikes(&self, called: Operation, at_path: &str, now: DateTime<Utc>, counted: u64) -> Option<StoreStrike> {
+        let during = |from: &DateTime<Utc>, to: &DateTime<Utc>| (*from..*to).contains(&now);
+        let at = |operation: &Operation, path: &str| called == *operation && at_path.contains(path);
         match self {
             Self::Unavailable { operation, path, from, to, times } => {
-                called == *operation && at_path.contains(path.as_str()) && (*from..*to).contains(&now) && hits < *times
+                (at(operation, path) && during(from, to) && counted < *times).then_some(StoreStrike::SlowDown)
             }
-            Self::ReplyLost { operation, path, after, times } => {
-                called == *operation && at_path.contains(path.as_str()) && hits < after + times
+            Self::ReplyLost { operation, path, after, times } => (at(operation, path) && counted < after + times)
+                .then_some(if counted >= *after { StoreStrike::ReplyLost } else { StoreStrike::Spared }),
+            Self::NoSpace { from, to, path } => (at(&Operation::Put, path) && during(from, to)).then_some(StoreStrike::NoSpace),
+            Self::Throttled { from, to, refused, of } => during(from, to).then_some(if counted % (*of).max(1) < *refused {
+                StoreStrike::SlowDown
+            } else {
+                StoreStrike::Spared
+            }),
+            Self::BlackHole { operation, path, from, to, times } => {
+                (at(operation, path) && during(from, to) && counted < *times).then_some(StoreStrike::Silence)
             }
-            Self::NoSpace { from, to } => called == Operation::Put && (*from..*to).contains(&now),
-        }
-    }
-
-    /// Whether the answer of a matching call is lost, when it is the `hits`-th, from 1.
-    pub fn loses_reply(&self, hits: u64) -> bool {
-        matches!(self, Self::ReplyLost { after, .. } if hits > *after)
-    }
-
-    /// How often it really struck.
-    pub fn effective(&self, hits: u64) -> u64 {
-        match self {
-            Self::ReplyLost { after, .. } => hits.saturating_sub(*after),
-            Self::Unavailable { .. } | Self::NoSpace { .. } => hits,
+            Self::Truncated { path, after, times } => (at(&Operation::Get, path) && counted < after + times)
+                .then_some(if counted >= *after { StoreStrike::Truncated } else { StoreStrike::Spared }),
+            Self::TokenExpired { from, after_puts, to } => match (during(from, to), counted < *after_puts) {
+                (false, _) => None,
+                (true, true) => (called == Operation::Put).then_some(StoreStrike::Spared),
+                (true, false) => Some(StoreStrike::ExpiredToken),
+            },
+            Self::TooSkewed { from, to } => during(from, to).then_some(StoreStrike::TooSkewed),
         }
     }
 }
@@ -127,89 +264,4 @@ pub struct Entry {
     pub defence: &'static str,
     /// An example, as a scenario writes it.
     pub example: &'static str,
-}
-
-/// Every fault there is. A test parses each example, and compares the list with the enumeration.
-pub const CATALOGUE: [Entry; 8] = [
-    Entry {
-        mode: "source_unavailable",
-        failure: 1,
-        seen: "ECONNREFUSED on connect",
-        defence: "wait for the source until a deadline, one alert",
-        example: "mode = \"source_unavailable\"\nfrom = \"2024-03-18T02:00:00Z\"\nto = \"2024-03-18T04:00:00Z\"",
-    },
-    Entry {
-        mode: "renamed_column",
-        failure: 2,
-        seen: "another list of columns",
-        defence: "the contract holds the day before anything is written",
-        example: "mode = \"renamed_column\"\nfrom = \"region\"\nto = \"zona\"",
-    },
-    Entry {
-        mode: "null_region",
-        failure: 2,
-        seen: "NULL where the contract has none",
-        defence: "rows are quarantined with their clause; above a share the day is held",
-        example: "mode = \"null_region\"\nevery = 50",
-    },
-    Entry {
-        mode: "duplicated_rows",
-        failure: 6,
-        seen: "the same row twice",
-        defence: "deduplication by _source_hash",
-        example: "mode = \"duplicated_rows\"\nevery = 3",
-    },
-    Entry {
-        mode: "store, kind reply_lost",
-        failure: 6,
-        seen: "ECONNRESET after the write took effect",
-        defence: "deterministic names, If-None-Match, Delta txn: a repeat is safe",
-        example: "mode = \"store\"\nkind = \"reply_lost\"\noperation = \"put\"\npath = \"/_delta_log/\"\nafter = 1\ntimes = 3",
-    },
-    Entry {
-        mode: "store, kind unavailable",
-        failure: 7,
-        seen: "503 SlowDown",
-        defence: "retries with full jitter and a deadline",
-        example: "mode = \"store\"\nkind = \"unavailable\"\noperation = \"get\"\npath = \"\"\nfrom = \"2024-03-18T03:00:00Z\"\nto = \"2024-03-18T03:02:00Z\"\ntimes = 9",
-    },
-    Entry {
-        mode: "store, kind no_space",
-        failure: 8,
-        seen: "ENOSPC on write",
-        defence: "conditional publish: no torn object is visible; retries after space is freed",
-        example: "mode = \"store\"\nkind = \"no_space\"\nfrom = \"2024-03-18T03:00:00Z\"\nto = \"2024-03-18T03:02:00Z\"",
-    },
-    Entry {
-        mode: "worker_crash",
-        failure: 9,
-        seen: "the process is gone, in the middle of a write",
-        defence: "idempotent writes, manifests, epochs: run again, same tables",
-        example: "mode = \"worker_crash\"\nat_calls = [9, 30]\ndown_s = 30",
-    },
-];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_catalogue_lists_every_fault_with_an_example_that_parses() {
-        let parsed: Vec<Fault> = CATALOGUE.iter().map(|e| toml::from_str(e.example).expect(e.example)).collect();
-        let names: std::collections::BTreeSet<&str> = parsed
-            .iter()
-            .map(|fault| match fault {
-                Fault::SourceUnavailable { .. } => "source_unavailable",
-                Fault::NullRegion { .. } => "null_region",
-                Fault::RenamedColumn { .. } => "renamed_column",
-                Fault::DuplicatedRows { .. } => "duplicated_rows",
-                Fault::Store(StoreFault::Unavailable { .. }) => "store, kind unavailable",
-                Fault::Store(StoreFault::ReplyLost { .. }) => "store, kind reply_lost",
-                Fault::Store(StoreFault::NoSpace { .. }) => "store, kind no_space",
-                Fault::WorkerCrash { .. } => "worker_crash",
-            })
-            .collect();
-        assert_eq!(names, CATALOGUE.iter().map(|e| e.mode).collect());
-        assert_eq!(names.len(), CATALOGUE.len());
-    }
 }

@@ -47,6 +47,12 @@ impl Host {
         self.dead.load(Ordering::SeqCst)
     }
 
+    /// Dies now.
+    pub fn die(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+        self.deaths.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// How often it died.
     pub fn deaths(&self) -> u64 {
         self.deaths.load(Ordering::SeqCst)

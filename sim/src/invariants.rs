@@ -2,10 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::NaiveDate;
-use simulacro_core::{batch::DayError, platform::DayOutcome, ports::RunState};
+use chrono::{DateTime, Duration, NaiveDate, Utc};
+use simulacro_core::{
+    batch::DayError,
+    platform::DayOutcome,
+    ports::{Run, RunState},
+};
 
-use crate::{oracle::Sales, scenario::Scenario};
+use crate::{
+    faults::data::{self, Era},
+    oracle::Sales,
+    scenario::Scenario,
+};
 
 /// What the judges look at.
 #[derive(Debug)]
@@ -20,21 +28,36 @@ pub struct Evidence<'a> {
     pub warehouse: &'a BTreeMap<(NaiveDate, String), Sales>,
     /// The mart as the oracle says.
     pub expected: &'a BTreeMap<(NaiveDate, String), Sales>,
-    /// Rows that the source held when it was read, by day.
-    pub delivered: &'a BTreeMap<NaiveDate, u64>,
-    /// Days that the contract must hold, by the oracle.
-    pub must_hold: &'a BTreeSet<NaiveDate>,
+    /// The source from era to era: what it delivered, and which days the contract must hold.
+    pub eras: &'a [Era],
     /// Objects of the raw layer that belong to no manifest.
     pub leftovers: &'a [String],
+    /// Refusals of credentials: which, how often, and how often at most.
+    pub refusals: &'a [(String, u64, u64)],
+    /// When the dimension API really answered.
+    pub answered: &'a [DateTime<Utc>],
 }
 
 /// One broken invariant: its name and what was seen.
 pub type Broken = (&'static str, String);
 
+/// The source as a run found it.
+pub fn found<'a>(eras: &'a [Era], run: &Run) -> &'a Era {
+    data::at(eras, run.finished_at.unwrap_or(run.started_at))
+}
+
+/// Whether a gate of the contract stopped a run; a dimension that is too old is not the contract's business.
+fn by_contract(outcome: &DayOutcome) -> Option<String> {
+    match &outcome.result {
+        Err(error @ DayError::Held { gate, .. }) if *gate != "dimensions_fresh" => Some(error.to_string()),
+        _ => None,
+    }
+}
+
 /// Whether a run of this day was stopped by a gate, and none published it.
 fn held(evidence: &Evidence<'_>, fecha: NaiveDate) -> bool {
     let of_day = || evidence.outcomes.iter().filter(|o| o.run.fecha == fecha);
-    of_day().any(|o| matches!(o.result, Err(DayError::Held { .. }))) && of_day().all(|o| o.run.state != RunState::Succeeded)
+    of_day().any(|o| by_contract(o).is_some()) && of_day().all(|o| o.run.state != RunState::Succeeded)
 }
 
 /// Each day that is not held is published in time.
@@ -80,32 +103,30 @@ fn difference(
 
 /// Each row that the source delivered has exactly one fate.
 fn row_fate(evidence: &Evidence<'_>) -> Vec<Broken> {
-    let reports = evidence.outcomes.iter().filter_map(|o| Some((o.run.fecha, o.result.as_ref().ok()?)));
-    reports
-        .filter_map(|(fecha, report)| {
-            let (fates, delivered): (u64, _) =
-                (report.fates.values().sum(), evidence.delivered.get(&fecha).copied().unwrap_or(0));
-            (fates != delivered)
-                .then(|| ("row_fate", format!("{fecha}: {delivered} rows delivered, {fates} fates: {:?}", report.fates)))
-        })
-        .collect()
+    let mut broken = Vec::new();
+    for outcome in evidence.outcomes {
+        let (fecha, Ok(report)) = (outcome.run.fecha, &outcome.result) else { continue };
+        let delivered = found(evidence.eras, &outcome.run).rows.iter().filter(|r| r.fecha == fecha).count() as u64;
+        let fates: u64 = report.fates.values().sum();
+        if fates != delivered {
+            let fates = format!("{fecha}: {delivered} rows delivered, {fates} fates: {:?}", report.fates);
+            broken.push(("row_fate", fates));
+        }
+    }
+    broken
 }
 
-/// The contract holds the days that it must hold, and no others.
+/// The contract holds the days that it must hold as they were delivered, and no others.
 fn held_rightly(evidence: &Evidence<'_>) -> Vec<Broken> {
-    let of_day = |fecha| evidence.outcomes.iter().filter(move |o| o.run.fecha == fecha);
     let mut broken = Vec::new();
-    for fecha in evidence.scenario.fechas() {
-        let stopped = of_day(fecha).find_map(|o| match &o.result {
-            Err(error @ DayError::Held { .. }) => Some(error.to_string()),
-            _ => None,
-        });
-        match (evidence.must_hold.contains(&fecha), stopped) {
+    for outcome in evidence.outcomes {
+        let fecha = outcome.run.fecha;
+        match (found(evidence.eras, &outcome.run).must_hold.contains(&fecha), by_contract(outcome)) {
             (false, Some(why)) => broken.push(("held_rightly", format!("expected a good day, found: {why}"))),
-            (true, _) if of_day(fecha).any(|o| o.run.state == RunState::Succeeded) => {
+            (true, None) if outcome.run.state == RunState::Succeeded => {
                 broken.push(("held_rightly", format!("{fecha} was published, expected it to be held by its contract")));
             }
-            _ => {}
+            (true | false, _) => {}
         }
     }
     broken
@@ -116,10 +137,54 @@ fn no_leftovers(evidence: &Evidence<'_>) -> Vec<Broken> {
     evidence.leftovers.iter().map(|path| ("no_leftovers", format!("{path} belongs to no manifest"))).collect()
 }
 
+/// Credentials that are refused are not tried again and again: that locks accounts.
+fn logins(evidence: &Evidence<'_>) -> Vec<Broken> {
+    let too_many = evidence.refusals.iter().filter(|(_, found, most)| found > most);
+    too_many.map(|(which, found, most)| ("logins", format!("{which}: refused {found} times, expected at most {most}"))).collect()
+}
+
+/// A dimension that a day was enriched with is at most a day old, its age is what the API last said, and an old one is told.
+fn dimensions_fresh(evidence: &Evidence<'_>) -> Vec<Broken> {
+    let mut broken = Vec::new();
+    for outcome in evidence.outcomes {
+        let Ok(report) = &outcome.result else { continue };
+        let at = outcome.run.finished_at.unwrap_or(outcome.run.started_at);
+        for used in &report.dimensions {
+            let (name, confirmed) = (used.dimension, used.confirmed_at);
+            let really = |a: &DateTime<Utc>| *a <= confirmed && confirmed - *a <= Duration::minutes(2);
+            if !evidence.answered.iter().any(really) {
+                let text = format!("{}: {name} is said to be of {confirmed}, when the API did not answer", outcome.run.fecha);
+                broken.push(("dimensions_fresh", text));
+            }
+            let told = report.stale_dimensions.iter().any(|s| s.dimension == used.dimension);
+            let age = at - confirmed;
+            if age > Duration::hours(24) + Duration::minutes(10) || (age > Duration::hours(6) + Duration::minutes(10) && !told) {
+                let text = format!("{}: {name} is {} minutes old, told: {told}", outcome.run.fecha, age.num_minutes());
+                broken.push(("dimensions_fresh", text));
+            }
+        }
+    }
+    broken
+}
+
 /// All judges, in alphabetical order of their names.
 pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
-    let mut broken: Vec<Broken> =
-        [held_rightly, money_exact, no_leftovers, row_fate, sla].iter().flat_map(|judge| judge(evidence)).collect();
+    let judges = [dimensions_fresh, held_rightly, logins, money_exact, no_leftovers, row_fate, sla];
+    let mut broken: Vec<Broken> = judges.iter().flat_map(|judge| judge(evidence)).collect();
     broken.sort();
+    broken.dedup();
     broken
+}
+
+/// Rows and cents by which what is shown differs from what is right, for days that were published.
+pub fn wrong(evidence: &Evidence<'_>) -> (u64, u64) {
+    let published: BTreeSet<NaiveDate> =
+        evidence.outcomes.iter().filter(|o| o.run.state == RunState::Succeeded).map(|o| o.run.fecha).collect();
+    let keys: BTreeSet<&(NaiveDate, String)> = evidence.warehouse.keys().chain(evidence.expected.keys()).collect();
+    let none = Sales::default();
+    keys.into_iter().filter(|(fecha, _)| published.contains(fecha)).fold((0, 0), |(rows, cents), key| {
+        let (found, right) = (evidence.warehouse.get(key).unwrap_or(&none), evidence.expected.get(key).unwrap_or(&none));
+        let (more, money) = (found.transacciones - right.transacciones, found.revenue_cents - right.revenue_cents);
+        (rows + more.unsigned_abs(), cents + money.unsigned_abs())
+    })
 }

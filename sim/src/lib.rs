@@ -2,6 +2,7 @@
 
 pub mod broker;
 pub mod capsule;
+pub mod defence;
 pub mod dimension_api;
 pub mod faults;
 pub mod harness;
@@ -13,6 +14,7 @@ pub mod oracle;
 pub mod platform;
 pub mod ports;
 pub mod postmortem;
+pub mod postgres;
 pub mod report;
 pub mod rng;
 pub mod scenario;

@@ -168,6 +168,8 @@ enum Command {
         plant: bool,
         #[arg(long)]
         twin: bool,
+        #[arg(long)]
+        counterfactual: bool,
     },
 }
 
@@ -199,6 +201,8 @@ struct Job {
     history: Option<PathBuf>,
     plant: bool,
     twin: bool,
+    /// Without the defences that the story names for comparison.
+    counterfactual: bool,
 }
 
 /// Runs one seed in a process of its own.
@@ -213,6 +217,9 @@ fn child(job: &Job) -> Result<Judgement, Failure> {
     }
     if job.twin {
         process.arg("--twin");
+    }
+    if job.counterfactual {
+        process.arg("--counterfactual");
     }
     let out = process.output()?;
     if !out.status.success() {
@@ -299,6 +306,10 @@ fn judged(job: &Job, scenario: &Story) -> Result<(Judgement, Option<Judgement>, 
     if let Some(story) = scenario.defended() {
         defended(job, &story, &mut judgement)?;
     }
+    if scenario.counterfactual().is_some() {
+        let without = child(&Job { history: None, counterfactual: true, ..job.clone() })?;
+        judgement.without = without.incident.map(Box::new);
+    }
     Ok((judgement, fault_free, (interpose::real_nanos() - began) as f64 / 1e9))
 }
 
@@ -320,6 +331,11 @@ fn show(job: &Job, scenario: &Story, judgement: &Judgement, wall: f64) {
     }
     if !judgement.hits.is_empty() && !is_platform {
         println!("        faults    struck {:?} times", judgement.hits);
+    }
+    for (name, incident) in [("incident", judgement.incident.as_ref()), ("without", judgement.without.as_deref())] {
+        if let Some(incident) = incident {
+            println!("        {name:<9} {}", incident.line());
+        }
     }
     match (scenario, &judgement.stream) {
         (Story::Batch(scenario), _) => {
@@ -353,10 +369,13 @@ fn show(job: &Job, scenario: &Story, judgement: &Judgement, wall: f64) {
 
 fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
-        Command::One { scenario, seed, history, plant, twin } => {
+        Command::One { scenario, seed, history, plant, twin, counterfactual } => {
             let mut story = load(&scenario)?;
             if twin {
                 story = story.twin(seed);
+            }
+            if counterfactual {
+                story = story.counterfactual().unwrap_or(story);
             }
             let ran = match &story {
                 Story::Batch(scenario) => world::run(scenario, seed, plant),
@@ -404,7 +423,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
                 for seed in seed.map_or(scenario.seeds().to_vec(), |s| vec![s]).into_iter().filter(|_| wanted) {
                     let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or("scenario");
                     let history = history.as_ref().map(|h| h.join(format!("{stem}-{seed}.jsonl")));
-                    let job = Job { scenario: file.clone(), seed, history, plant: false, twin: false };
+                    let job = Job { scenario: file.clone(), seed, history, plant: false, twin: false, counterfactual: false };
                     work.push((job, scenario.clone()));
                 }
             }
@@ -467,7 +486,14 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             std::fs::create_dir_all(&folder)?;
             let side = |seed: u64, side: &str| -> Result<(Judgement, Vec<u8>), Failure> {
                 let path = folder.join(format!("{side}-{seed}"));
-                let job = Job { scenario: scenario.clone(), seed, history: Some(path.clone()), plant, twin: false };
+                let job = Job {
+                    scenario: scenario.clone(),
+                    seed,
+                    history: Some(path.clone()),
+                    plant,
+                    twin: false,
+                    counterfactual: false,
+                };
                 let judgement = child(&job)?;
                 let history = std::fs::read(&path)?;
                 std::fs::remove_file(&path)?;

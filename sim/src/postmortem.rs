@@ -52,6 +52,7 @@ fn begins(story: &Story) -> DateTime<Utc> {
     match story {
         Story::Batch(scenario) => scenario.scheduled(scenario.fecha) - Duration::days(1),
         Story::Stream(story) => story.start,
+        Story::Platform(story) => story.start(),
     }
 }
 
@@ -69,6 +70,10 @@ pub fn course(story: &Story, judgement: &Judgement, events: &[Event]) -> Course 
         Story::Batch(scenario) => {
             let days = scenario.fechas();
             let all = days.iter().map(|fecha| judgement.published.get(fecha).copied()).collect::<Option<Vec<_>>>();
+            all.and_then(|times| times.into_iter().max())
+        }
+        Story::Platform(story) => {
+            let all = story.fechas().map(|fecha| judgement.published.get(&fecha).copied()).collect::<Option<Vec<_>>>();
             all.and_then(|times| times.into_iter().max())
         }
         Story::Stream(story) => judgement.stream.as_ref().and_then(|figures| {
@@ -90,6 +95,7 @@ fn story_is_clean(story: &Story) -> bool {
     match story {
         Story::Batch(scenario) => scenario.fault.is_empty(),
         Story::Stream(story) => story.fault.is_empty() && story.sabotage.is_none(),
+        Story::Platform(story) => story.fault.is_empty(),
     }
 }
 
@@ -154,6 +160,13 @@ fn causes(story: &Story) -> Vec<Cause> {
             let entry = |fault: &StreamFault| stream::faults::CATALOGUE.iter().find(|entry| entry.mode == fault.mode());
             story.fault.iter().map(|fault| cause(described(fault), entry(fault))).collect()
         }
+        Story::Platform(story) => {
+            let mut causes: Vec<Cause> = story.fault.iter().map(|fault| cause(described(fault), None)).collect();
+            for (cause, fault) in causes.iter_mut().zip(&story.fault) {
+                cause.within_s = Some(fault.mode.entry().target_s);
+            }
+            causes
+        }
     }
 }
 
@@ -198,7 +211,7 @@ fn rows(story: &Story, judgement: &Judgement, events: &[Event], course: &Course)
     }
     if let Some(over) = course.over {
         let what = match story {
-            Story::Batch(_) => "**resolved**: all days are published",
+            Story::Batch(_) | Story::Platform(_) => "**resolved**: all days are published",
             Story::Stream(_) => "**resolved**: every window until the last failure is closed",
         };
         rows.push(Row { at: over, what: what.into(), evidence: "judgement".into() });
@@ -219,6 +232,7 @@ fn severity(story: &Story, judgement: &Judgement) -> (&'static str, &'static str
     let missed = match story {
         Story::Batch(scenario) => !late(scenario, judgement).is_empty(),
         Story::Stream(_) => judgement.stream.as_ref().is_some_and(|f| f.drained_after_s.is_none()),
+        Story::Platform(_) => judgement.platform.as_ref().is_some_and(|r| !r.late.is_empty()),
     };
     match (!judgement.broken.is_empty(), missed) {
         (true, _) => ("P1", "what was published is wrong, or an objective was missed for good"),
@@ -264,6 +278,11 @@ fn impact(out: &mut String, story: &Story, judgement: &Judgement) {
                 figures.windows,
                 figures.fates.values().sum::<u64>()
             );
+        }
+        Story::Platform(_) => {
+            let Some(report) = &judgement.platform else { return };
+            let late = report.late.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let _ = writeln!(out, "{} of {} days were published in time. Late: {}.", report.in_time, report.days, if late.is_empty() { "none" } else { &late });
         }
     }
     for line in &judgement.broken {
@@ -366,6 +385,10 @@ pub fn markdown(name: &str, story: &Story, seed: u64, judgement: &Judgement, eve
             late(scenario, judgement).iter().map(|(fecha, _)| fecha.to_string()).collect::<Vec<_>>().join(", ")
         }
         Story::Stream(_) => String::new(),
+        Story::Platform(_) => {
+            let late = judgement.platform.iter().flat_map(|r| &r.late);
+            late.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        }
     };
     let _ = writeln!(out, "- Dates to backfill: {}", if dates.is_empty() { "none" } else { &dates });
 

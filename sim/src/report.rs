@@ -776,6 +776,8 @@ mod tests {
             draws: 0,
             stream: None,
             platform: None,
+            incident: None,
+            without: None,
         }
     }
 

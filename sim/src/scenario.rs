@@ -1,11 +1,14 @@
 //! A scenario: one story as strict TOML. Prose says what is at stake; every number is a field. A story is of the batch, or
 //! with `kind = "stream"` of the stream, or with `kind = "platform"` of the whole batch platform.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
 use serde::{Deserialize, Serialize};
 use simulacro_core::platform::Config;
 
 use crate::{
+    defence::Defence,
     faults::Fault,
     platform::PlatformScenario,
     stream::{StreamScenario, swarm as stream_swarm},
@@ -57,10 +60,66 @@ pub struct Expect {
     pub attempts: Option<Vec<String>>,
     /// The name of the gate that holds a day, when one must.
     pub held_by: Option<String>,
+    /// Longest time from the first effect that anybody could see to the first alert, in seconds. Without it, the delay is
+    /// told and not judged.
+    pub detected_within_s: Option<u64>,
     /// Each fault must strike at least so often.
     pub fired_min: u64,
     /// Whether the tables must equal those of the same story without its faults.
     pub converges: bool,
+}
+
+/// The dimension of products, from the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Products {
+    /// Minutes from the daily schedule to the first refresh after it.
+    pub refresh_after_min: u32,
+    /// Hours from one refresh to the next, at least 1.
+    pub refresh_every_h: u32,
+}
+
+/// What an operator does, at a moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Act {
+    /// Runs a day again by hand.
+    RunDay {
+        /// When.
+        at: DateTime<Utc>,
+        /// The day.
+        fecha: NaiveDate,
+    },
+    /// Puts a table back to what it was.
+    Restore {
+        /// When.
+        at: DateTime<Utc>,
+        /// Folder of the table.
+        table: String,
+        /// The version that was the newest then.
+        as_of: DateTime<Utc>,
+    },
+}
+
+impl Act {
+    /// When it is done.
+    pub fn at(&self) -> DateTime<Utc> {
+        match self {
+            Self::RunDay { at, .. } | Self::Restore { at, .. } => *at,
+        }
+    }
+}
+
+/// What people noticed by themselves, as the account of an incident tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    /// When what caused it was done.
+    pub began_at: DateTime<Utc>,
+    /// When somebody noticed, where no alert told.
+    pub noticed_at: DateTime<Utc>,
+    /// When the cause was known.
+    pub cause_at: DateTime<Utc>,
 }
 
 /// The story.
@@ -89,8 +148,27 @@ pub struct Scenario {
     pub tick_ms: u64,
     /// How often each day is run; later runs begin when the earlier one has ended.
     pub runs: u32,
+    /// Rows of each day, where it is not what the history has: purchases of later days make it full. The contract is then
+    /// that of the reference platform.
+    pub rows_per_day: Option<usize>,
+    /// Models beside the mart that each day makes.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// Defences that the platform does without.
+    #[serde(default)]
+    pub without: BTreeSet<Defence>,
+    /// Defences without which the story is told once more, for comparison.
+    #[serde(default)]
+    pub counterfactual: BTreeSet<Defence>,
     /// The platform's configuration.
     pub config: Config,
+    /// The dimension of products; without it, sales are not enriched.
+    pub products: Option<Products>,
+    /// What people noticed by themselves.
+    pub account: Option<Account>,
+    /// What operators do, each at its time.
+    #[serde(default)]
+    pub operator: Vec<Act>,
     /// Faults.
     #[serde(default)]
     pub fault: Vec<Fault>,
@@ -107,6 +185,9 @@ impl Scenario {
         let scenario: Self = toml::from_str(text).map_err(|e| e.to_string())?;
         if scenario.days == 0 || scenario.runs == 0 || scenario.seeds.is_empty() || scenario.tick_ms == 0 {
             return Err("days, runs, tick_ms and the number of seeds: found 0, expected at least 1".into());
+        }
+        if scenario.products.is_some_and(|p| p.refresh_every_h == 0) || scenario.rows_per_day == Some(0) {
+            return Err("refresh_every_h, rows_per_day: found 0, expected at least 1".into());
         }
         if scenario.summary.chars().any(|c| c.is_ascii_digit()) {
             return Err("summary: found a digit, expected prose without numbers; each number is a field of its own".into());
@@ -140,6 +221,11 @@ impl Scenario {
     /// The same story without its faults.
     pub fn twin(&self) -> Self {
         Self { fault: Vec::new(), ..self.clone() }
+    }
+
+    /// The same story without the defences that it names for comparison. Nobody is told anything in it, so no operator comes.
+    pub fn told_without(&self) -> Self {
+        Self { without: &self.without | &self.counterfactual, operator: Vec::new(), ..self.clone() }
     }
 }
 
@@ -223,6 +309,13 @@ impl Story {
             Self::Platform(story) => story.expect.converges,
         }
     }
+    /// The same story without the defences that it names for comparison; `None` when it names none.
+    pub fn counterfactual(&self) -> Option<Self> {
+        match self {
+            Self::Batch(scenario) if !scenario.counterfactual.is_empty() => Some(Self::Batch(Box::new(scenario.told_without()))),
+            Self::Batch(_) | Self::Stream(_) | Self::Platform(_) => None,
+        }
+    }
     /// The faults of a run under a seed as TOML, in the order of its hits.
     ///
     /// # Errors
@@ -246,7 +339,7 @@ impl Story {
     /// the batch has no switch: what is off there is a value of its configuration, and what is right instead is not in it.
     pub fn defended(&self) -> Option<Self> {
         match self {
-            Self::Batch(_) => None,
+            Self::Batch(_) | Self::Platform(_) => None,
             Self::Stream(story) => {
                 story.sabotage?;
                 let mut defended = StreamScenario { sabotage: None, ..(**story).clone() };

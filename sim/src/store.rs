@@ -25,10 +25,25 @@ use object_store::{
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::{faults::StoreFault, host::Host, interpose};
+use crate::{
+    faults::{StoreFault, StoreStrike, Strikes},
+    host::Host,
+    interpose,
+};
 
 /// What a call costs, whatever it carries.
 const LATENCY: Duration = Duration::from_millis(12);
+
+/// How long a client waits for an answer.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// What the client of a store without an answer waits, when it has no deadline: longer than any story lasts.
+const FOR_EVER: Duration = Duration::from_secs(30 * 86_400);
+
+/// What S3 says of a token that has run out, which is no 403.
+const EXPIRED: &str = "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>";
+/// What S3 says of a request whose time is more than a quarter of an hour from its own.
+const SKEWED: &str = "<Error><Code>RequestTimeTooSkewed</Code><Message>The difference between the request time and the server's \
+                      time is too large.</Message></Error>";
 
 /// What a call wants; faults choose by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -59,7 +74,10 @@ struct State {
     last_version: u64,
     debt: Duration,
     calls: u64,
-    faults: Vec<(StoreFault, u64)>,
+    /// Each with the matching calls it has counted, and how often it struck.
+    faults: Vec<(StoreFault, u64, Strikes)>,
+    /// Whether clients wait for ever.
+    patient: bool,
 }
 
 /// The service. It outlives the processes that use it.
@@ -113,7 +131,7 @@ fn canonical_log(bytes: Bytes) -> Bytes {
 impl ObjectService {
     /// An empty store with the faults that will befall it.
     pub fn new(host: Arc<Host>, faults: Vec<StoreFault>) -> Arc<Self> {
-        let state = State { faults: faults.into_iter().map(|f| (f, 0)).collect(), ..State::default() };
+        let state = State { faults: faults.into_iter().map(|f| (f, 0, Strikes::default())).collect(), ..State::default() };
         Arc::new(Self { state: Mutex::new(state), host })
     }
 
@@ -123,7 +141,48 @@ impl ObjectService {
 
     /// How often each fault struck, in the order they were given.
     pub fn hits(&self) -> Vec<u64> {
-        self.lock().faults.iter().map(|(fault, hits)| fault.effective(*hits)).collect()
+        self.lock().faults.iter().map(|(_, _, strikes)| strikes.hits).collect()
+    }
+
+    /// How often each fault struck and when first, in the order they were given.
+    pub fn strikes(&self) -> Vec<Strikes> {
+        self.lock().faults.iter().map(|(_, _, strikes)| *strikes).collect()
+    }
+
+    /// Lets clients wait for ever for an answer that does not come.
+    pub fn be_patient(&self) {
+        self.lock().patient = true;
+    }
+
+    /// Puts the next entry of a Delta table's log, as another engine would; returns its path, for [`Self::take_away`].
+    pub fn meddle(&self, table: &str, entry: &'static str) -> Option<String> {
+        let mut state = self.lock();
+        let folder = Path::from(format!("{table}/_delta_log"));
+        let entries = state.objects.iter().filter(|(path, versions)| {
+            path.prefix_matches(&folder) && path.as_ref().ends_with(".json") && versions.last().is_some_and(|v| v.bytes.is_some())
+        });
+        let last = entries.filter_map(|(path, _)| path.filename()?.strip_suffix(".json")?.parse::<u64>().ok()).max()?;
+        let path = Path::from(format!("{folder}/{:020}.json", last + 1));
+        state.last_version += 1;
+        let number = state.last_version;
+        let bytes = Some(Bytes::from_static(entry.as_bytes()));
+        state.objects.entry(path.clone()).or_default().push(Version { bytes, number, at: now() });
+        Some(path.to_string())
+    }
+
+    /// Hides an object, as an operator would.
+    pub fn take_away(&self, path: &str) {
+        let mut state = self.lock();
+        state.last_version += 1;
+        let number = state.last_version;
+        state.objects.entry(Path::from(path)).or_default().push(Version { bytes: None, number, at: now() });
+    }
+
+    /// The greatest object whose path contains this, in bytes; 0 when there is none.
+    pub fn largest(&self, part: &str) -> u64 {
+        let state = self.lock();
+        let there = state.objects.iter().filter(|(path, _)| path.as_ref().contains(part));
+        there.filter_map(|(_, versions)| Some(versions.last()?.bytes.as_ref()?.len() as u64)).max().unwrap_or(0)
     }
 
     /// Calls so far.
@@ -156,8 +215,8 @@ impl ObjectService {
         there.map(|(path, _)| path.to_string()).collect()
     }
 
-    /// Counts a call, charges it, and lets the faults strike. Returns whether the answer of this call is to be lost.
-    fn enter(&self, operation: Operation, path: &Path) -> Result<bool> {
+    /// Counts a call, charges it, and lets the faults strike. Returns what is to become of its answer: lost or cut.
+    fn enter(&self, operation: Operation, path: &Path) -> Result<Option<StoreStrike>> {
         let mut state = self.lock();
         state.calls += 1;
         state.debt += LATENCY;
@@ -165,19 +224,36 @@ impl ObjectService {
         if !self.host.survives_call(calls) {
             return Err(failed(path, "connection", "ECONNRESET: the caller died"));
         }
-        let mut lost = false;
-        for (fault, hits) in &mut state.faults {
-            if !fault.strikes(operation, path.as_ref(), at, *hits) {
+        let wait = if state.patient { FOR_EVER } else { DEADLINE };
+        let (mut answer, mut refusal, mut waited) = (None, None, Duration::ZERO);
+        for (fault, counted, strikes) in &mut state.faults {
+            let Some(strike) = fault.strikes(operation, path.as_ref(), at, *counted) else { continue };
+            *counted += 1;
+            if strike == StoreStrike::Spared {
                 continue;
             }
-            *hits += 1;
-            match fault {
-                StoreFault::Unavailable { .. } => return Err(failed(path, "503", "SlowDown: reduce your request rate")),
-                StoreFault::ReplyLost { .. } => lost |= fault.loses_reply(*hits),
-                StoreFault::NoSpace { .. } => return Err(failed(path, "507", "ENOSPC: no space left on device")),
+            strikes.strike(at);
+            match strike {
+                StoreStrike::Spared => {}
+                StoreStrike::ReplyLost | StoreStrike::Truncated => answer = Some(strike),
+                StoreStrike::SlowDown => refusal = Some(failed(path, "503", "SlowDown: reduce your request rate")),
+                StoreStrike::NoSpace => refusal = Some(failed(path, "507", "ENOSPC: no space left on device")),
+                StoreStrike::Silence => {
+                    waited = wait;
+                    refusal = Some(failed(path, "connection", "ETIMEDOUT: operation timed out"));
+                }
+                StoreStrike::ExpiredToken => refusal = Some(failed(path, "400 Bad Request", EXPIRED)),
+                StoreStrike::TooSkewed => {
+                    let (path, source) = (path.to_string(), format!("403 Forbidden: {SKEWED}").into());
+                    refusal = Some(Error::PermissionDenied { path, source });
+                }
+            }
+            if refusal.is_some() {
+                break;
             }
         }
-        Ok(lost)
+        state.debt += waited;
+        refusal.map_or(Ok(answer), Err)
     }
 
     fn current(state: &State, path: &Path) -> Option<Version> {
@@ -206,7 +282,7 @@ impl ObjectService {
         state.last_version += 1;
         let number = state.last_version;
         state.objects.entry(path.clone()).or_default().push(Version { bytes: Some(bytes), number, at: now() });
-        if lost {
+        if lost == Some(StoreStrike::ReplyLost) {
             return Err(failed(path, "connection", "ECONNRESET: the answer was lost"));
         }
         Ok(PutResult { e_tag: Some(number.to_string()), version: Some(number.to_string()) })
@@ -223,7 +299,7 @@ impl ObjectService {
     }
 
     fn get(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        self.enter(Operation::Get, path)?;
+        let cut = self.enter(Operation::Get, path)? == Some(StoreStrike::Truncated);
         let missing = || Error::NotFound { path: path.to_string(), source: "404 NoSuchKey".into() };
         let state = self.lock();
         let version = match &options.version {
@@ -244,7 +320,14 @@ impl ObjectService {
                 .map_err(|e| Error::Generic { store: "simulated", source: format!("416 InvalidRange: {e}").into() })?,
         };
         let part = bytes.slice(range.start as usize..range.end as usize);
-        let payload = GetResultPayload::Stream(futures::stream::iter([Ok(part)]).boxed());
+        let body = if cut {
+            // The client counts: what comes is less than the header said.
+            let short = failed(path, "connection", "end of file before message length reached");
+            vec![Ok(part.slice(..part.len() / 2)), Err(short)]
+        } else {
+            vec![Ok(part)]
+        };
+        let payload = GetResultPayload::Stream(futures::stream::iter(body).boxed());
         Ok(GetResult { payload, meta, range, attributes: Default::default() })
     }
 
@@ -256,7 +339,10 @@ impl ObjectService {
             let number = state.last_version;
             state.objects.entry(path.clone()).or_default().push(Version { bytes: None, number, at: now() });
         }
-        if lost { Err(failed(path, "connection", "ECONNRESET: the answer was lost")) } else { Ok(()) }
+        match lost {
+            Some(StoreStrike::ReplyLost) => Err(failed(path, "connection", "ECONNRESET: the answer was lost")),
+            _ => Ok(()),
+        }
     }
 
     /// Objects strictly below `prefix`, in order of path.
@@ -509,6 +595,42 @@ mod tests {
         assert!(store.put(&path, "one".into(), PutMode::Create).is_err());
         assert!(matches!(store.put(&path, "one".into(), PutMode::Create), Err(Error::AlreadyExists { .. })));
         assert_eq!(store.hits(), [1]);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_runs_out_between_two_parts_leaves_nothing_to_be_seen() {
+        let fault = StoreFault::TokenExpired { from: DateTime::UNIX_EPOCH, after_puts: 1, to: DateTime::<Utc>::MAX_UTC };
+        let service = service(vec![fault]);
+        let direct = DirectStore(service.clone());
+        let mut upload = direct.put_multipart(&Path::from("a")).await.expect("begun");
+        upload.put_part("one".into()).await.expect("the token is good");
+        let error = upload.put_part("two".into()).await.expect_err("the token has run out").to_string();
+        assert!(error.contains("<Code>ExpiredToken</Code>"), "{error}");
+        assert!(upload.complete().await.is_err(), "nor can it be completed");
+        assert_eq!((service.paths(), service.hits()), (Vec::new(), vec![2]));
+    }
+
+    #[tokio::test]
+    async fn a_cut_body_is_an_error_and_no_shorter_object() {
+        let fault = StoreFault::Truncated { path: "a".into(), after: 1, times: 1 };
+        let service = service(vec![fault]);
+        service.put(&Path::from("a"), "abcdef".into(), PutMode::Create).expect("a free name");
+        let direct = DirectStore(service.clone());
+        let read = async || direct.get(&Path::from("a")).await.expect("an answer").bytes().await;
+        assert_eq!(read().await.expect("whole"), "abcdef");
+        assert!(read().await.is_err());
+        assert_eq!(read().await.expect("whole"), "abcdef");
+        assert_eq!(service.hits(), [1]);
+    }
+
+    #[test]
+    fn a_call_without_an_answer_costs_the_deadline() {
+        let times = (DateTime::UNIX_EPOCH, DateTime::<Utc>::MAX_UTC);
+        let fault =
+            StoreFault::BlackHole { operation: Operation::Get, path: String::new(), from: times.0, to: times.1, times: 1 };
+        let store = service(vec![fault]);
+        assert!(store.get(&Path::from("a"), GetOptions::default()).is_err());
+        assert_eq!(store.take_debt(), DEADLINE + LATENCY);
     }
 
     #[test]

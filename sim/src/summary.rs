@@ -236,6 +236,8 @@ mod tests {
             draws: 0,
             stream: None,
             platform: None,
+            incident: None,
+            without: None,
         };
         let summary = "the run waits | for the source".to_owned();
         Finished { name: name.into(), summary, seed, judgement, wall: Duration::from_millis(1_250) }

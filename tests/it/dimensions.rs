@@ -1010,6 +1010,8 @@ async fn live(steps: Vec<Step>) {
     let mut contract = contract();
     // As many rows may be bad as there are: what becomes of them is the question here, not whether the day is held.
     contract.quarantine_share_max = (1, 1);
+    // Amounts are drawn without regard to those of the day before.
+    contract.mean_shift_max = None;
     let mut published: BTreeMap<NaiveDate, Naive> = BTreeMap::new();
     let mut now: DateTime<Utc> = "2024-03-10T00:00:00Z".parse().expect("a time");
     for (offset, rows, clientes, productos) in steps {

@@ -66,6 +66,18 @@ async fn delta_on_the_simulated_store_keeps_the_promises_of_a_lakehouse() {
     conformance::lakehouse::check(&DeltaLakehouse::new(Arc::new(DirectStore(service)))).await;
 }
 
+/// What the simulated server says and what the real adapter makes of such a code are two places, which must agree.
+#[test]
+fn the_simulated_source_tells_what_may_pass_as_the_real_adapter_does() {
+    use simulacro_sim::faults::source::ServerError;
+    for code in
+        ["57P01", "57P02", "57P03", "57014", "55P03", "40001", "53300", "53100", "08006", "28P01", "42501", "42703", "42P01"]
+    {
+        let said = ServerError { severity: "FATAL".into(), code: code.into(), message: String::new() };
+        assert_eq!(said.disposition(), simulacro_adapters::disposition(code), "{code}");
+    }
+}
+
 const STREAM: &str = "scenarios/streaming/worker_crashes.toml";
 
 #[test]

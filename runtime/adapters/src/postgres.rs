@@ -11,7 +11,7 @@ use std::{fmt, future::Future, io, str::FromStr, time::Duration};
 use simulacro_core::ports::{Disposition, PortError, Result};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, PgConnection,
-    postgres::{PgConnectOptions, PgRow},
+    postgres::{PgConnectOptions, PgDatabaseError, PgRow},
 };
 
 /// How long an answer may be overdue after the server's own timeout before the connection counts as lost.
@@ -78,7 +78,11 @@ pub(crate) fn classify(what: impl Into<String>, error: sqlx::Error) -> PortError
     let (code, disposition) = match &error {
         sqlx::Error::Database(e) => {
             let code = e.code().unwrap_or_default().into_owned();
-            let disposition = disposition(&code);
+            // Behind a pooler a session outlives ours, and a migration makes its plans stale: a repeat prepares anew. Other
+            // features stay unsupported. The routine names the case in every language of the server.
+            let routine = e.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::routine);
+            let stale = code == "0A000" && routine == Some("RevalidateCachedQuery");
+            let disposition = if stale { Disposition::Retryable } else { disposition(&code) };
             (code, disposition)
         }
         sqlx::Error::Io(e) => (errno(e).to_owned(), Disposition::Retryable),

@@ -32,6 +32,7 @@ use crate::ports::{
     Notifier, Optimize, PartitionRead, PipelineMetric, Ports, Query, Restore, Result, Rewritten, Run, RunLedger, RunStart, Scd2,
     TableSource, TableVersion, TableWrite, Upsert, Vacuum, Warehouse, event_log::EventLog,
 };
+use crate::store_credentials;
 
 /// One port call.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -377,7 +378,7 @@ impl Notifier for Recorded<dyn Notifier> {
 /// Lists in order of path: delta-rs needs it, and a local folder does not promise it.
 fn sorted(listing: BoxStream<'static, object_store::Result<ObjectMeta>>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
     futures::stream::once(async move {
-        let mut all: Vec<ObjectMeta> = listing.try_collect().await?;
+        let mut all: Vec<ObjectMeta> = listing.try_collect().await.map_err(|e| store_credentials::named(e, ""))?;
         all.sort_by(|a, b| a.location.cmp(&b.location));
         Ok::<_, object_store::Error>(futures::stream::iter(all.into_iter().map(Ok)))
     })
@@ -396,6 +397,7 @@ pub struct RecordedStore {
 
 impl RecordedStore {
     fn note<T>(&self, call: &str, path: &str, result: object_store::Result<T>) -> object_store::Result<T> {
+        let result = result.map_err(|e| store_credentials::named(e, path));
         let outcome = match &result {
             Ok(_) => "ok",
             Err(object_store::Error::NotFound { .. }) => "not_found",

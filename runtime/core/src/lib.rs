@@ -16,4 +16,5 @@ pub mod platform;
 pub mod ports;
 pub mod quality;
 pub mod slo;
+mod store_credentials;
 pub mod streaming;

@@ -127,7 +127,14 @@ impl Platform {
                 env.sleep((next - env.now()).to_std().unwrap_or_default()).await;
                 continue;
             }
-            let (run, result) = result?;
+            let (run, result) = match result {
+                Ok(ended) => ended,
+                Err(error) => {
+                    // The ledger does not know of it, so nobody will who is not told.
+                    self.tell_lost(fecha, &error).await;
+                    return Err(error);
+                }
+            };
             self.tell(&run, source_failed, &result).await;
             return Ok(DayOutcome { run, attempts, result });
         }
@@ -297,6 +304,19 @@ impl Platform {
                 notifier.raise(&alert).await
             }
         };
+        debug_assert!(told.is_ok(), "telling fails nobody");
+    }
+
+    /// Raises the alert for a run that could not begin, or whose end could not be written down. One that somebody else runs
+    /// is no reason to wake anybody.
+    async fn tell_lost(&self, fecha: NaiveDate, error: &DayError) {
+        let DayError::Port { source, .. } = error else { return };
+        if source.code.as_deref() == Some(BUSY) {
+            return;
+        }
+        let notifier = Telling { notifier: self.ports.notifier.clone(), metrics: self.ports.metrics.clone() };
+        let (dedup_key, summary) = (format!("run_failed:{fecha}"), format!("{error}: {}", source.chain()));
+        let told = notifier.raise(&Alert { dedup_key, kind: "run_failed".into(), priority: 1, summary }).await;
         debug_assert!(told.is_ok(), "telling fails nobody");
     }
 

@@ -76,10 +76,20 @@ fn is_conflict(cause: &(dyn std::error::Error + 'static)) -> bool {
     ) || matches!(cause.downcast_ref::<DeltaTableError>(), Some(DeltaTableError::VersionAlreadyExists(_)))
 }
 
+/// Whether the store has refused the credentials: whatever took place, no repeat is of use until there are others.
+pub(crate) fn locked_out(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut out = false;
+    causes(error, |cause| {
+        let store = cause.downcast_ref::<object_store::Error>();
+        out |= matches!(store, Some(object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. }));
+    });
+    out
+}
+
 /// What may be done after a write failed whose mark is not in the log.
 pub(crate) fn write_failed(what: String, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> PortError {
     let error = error.into();
-    let (mut refused, mut conflict) = (false, false);
+    let (mut refused, mut conflict) = (locked_out(error.as_ref()), false);
     causes(error.as_ref(), |cause| {
         refused |= cause.is::<Refused>();
         conflict |= is_conflict(cause);
@@ -136,6 +146,7 @@ impl DeltaLakehouse {
         let reloaded = match self.open(table).await {
             Ok(Some(reloaded)) => reloaded,
             Ok(None) => return Err(write_failed(what, error)),
+            Err(refused) if locked_out(&refused) => return Err(PortError::permanent(what).because(refused)),
             // The log did not answer: nobody knows.
             Err(_) => return Err(PortError::unknown(what).because(error)),
         };

@@ -546,6 +546,8 @@ async fn judgement(
         draws: interpose::draws(),
         stream: None,
         platform: Some(report),
+        incident: None,
+        without: None,
     };
     Ok((judgement, world.history.take()))
 }

@@ -11,7 +11,7 @@ use simulacro_core::history::Event;
 
 use super::{at_fault, count, refs};
 use crate::{
-    faults::{Fault, StoreFault},
+    faults::{Fault, StoreFault, data::lasts, deploy::DeployFault, service::ServiceFault, source::SourceFault},
     scenario::Scenario,
     store::Operation,
     world::Judgement,
@@ -211,6 +211,8 @@ enum When {
     Window(DateTime<Utc>, DateTime<Utc>),
     /// On the data of the source, from the beginning.
     Always,
+    /// On the data of the source, for a time that may have no beginning or no end.
+    Data(DateTime<Utc>, DateTime<Utc>),
     /// At single calls.
     Strikes,
 }
@@ -218,9 +220,65 @@ enum When {
 fn when(fault: &Fault) -> When {
     match fault {
         Fault::SourceUnavailable { from, to }
-        | Fault::Store(StoreFault::Unavailable { from, to, .. } | StoreFault::NoSpace { from, to }) => When::Window(*from, *to),
-        Fault::NullRegion { .. } | Fault::RenamedColumn { .. } | Fault::DuplicatedRows { .. } => When::Always,
-        Fault::Store(StoreFault::ReplyLost { .. }) | Fault::WorkerCrash { .. } => When::Strikes,
+        | Fault::Store(
+            StoreFault::Unavailable { from, to, .. }
+            | StoreFault::NoSpace { from, to, .. }
+            | StoreFault::Throttled { from, to, .. }
+            | StoreFault::BlackHole { from, to, .. }
+            | StoreFault::TokenExpired { from, to, .. }
+            | StoreFault::TooSkewed { from, to },
+        )
+        | Fault::Source(
+            SourceFault::StartingUp { from, to }
+            | SourceFault::Saturated { from, to, .. }
+            | SourceFault::PasswordExpired { from, to, .. }
+            | SourceFault::GrantRevoked { from, to }
+            | SourceFault::Hangs { from, to },
+        )
+        | Fault::DimensionApi { from, to, .. }
+        | Fault::Service(ServiceFault::LedgerFull { from, to })
+        | Fault::Deploy(DeployFault::Rounds { from, to, .. } | DeployFault::UnknownFeature { from, to, .. })
+        | Fault::Clock { from, to, .. } => When::Window(*from, *to),
+        Fault::NullRegion { .. } | Fault::RenamedColumn { .. } | Fault::DuplicatedRows { .. } | Fault::Data(_) => {
+            lasts(fault).map_or(When::Always, |(from, to)| When::Data(from, to))
+        }
+        Fault::Store(StoreFault::ReplyLost { .. } | StoreFault::Truncated { .. })
+        | Fault::Source(
+            SourceFault::Crash { .. }
+            | SourceFault::Truncated { .. }
+            | SourceFault::ShortRead { .. }
+            | SourceFault::PlanInvalidated { .. }
+            | SourceFault::Dropped { .. },
+        )
+        | Fault::Service(
+            ServiceFault::LedgerReplyLost { .. }
+            | ServiceFault::WarehouseReplyLost { .. }
+            | ServiceFault::WarehouseTimeout { .. },
+        )
+        | Fault::Deploy(DeployFault::CrashesAtStart { .. })
+        | Fault::WorkerCrash { .. } => When::Strikes,
+    }
+}
+
+/// The port whose failing calls are a fault's hits; `None` where no port fails.
+fn port(fault: &Fault) -> Option<&'static str> {
+    match fault {
+        Fault::Source(_) => Some("table_source"),
+        Fault::DimensionApi { .. } => Some("dimension_api"),
+        Fault::Service(ServiceFault::LedgerReplyLost { .. } | ServiceFault::LedgerFull { .. }) => Some("ledger"),
+        Fault::Service(ServiceFault::WarehouseReplyLost { .. } | ServiceFault::WarehouseTimeout { .. }) => Some("warehouse"),
+        Fault::Store(StoreFault::Throttled { .. } | StoreFault::TokenExpired { .. } | StoreFault::TooSkewed { .. }) => {
+            Some("object_store")
+        }
+        Fault::SourceUnavailable { .. }
+        | Fault::NullRegion { .. }
+        | Fault::RenamedColumn { .. }
+        | Fault::DuplicatedRows { .. }
+        | Fault::Store(_)
+        | Fault::WorkerCrash { .. }
+        | Fault::Data(_)
+        | Fault::Deploy(_)
+        | Fault::Clock { .. } => None,
     }
 }
 
@@ -233,6 +291,7 @@ fn fault_lane(number: usize, fault: &Fault, hits: u64, events: &[Event], runs: &
     let bar = match when(fault) {
         When::Window(from, to) => Some((from, to)),
         When::Always => Some((whole.from, whole.to)),
+        When::Data(from, to) => Some((from.max(whole.from), to.min(whole.to))),
         When::Strikes => None,
     };
     if let Some((from, to)) = bar {
@@ -248,11 +307,27 @@ fn fault_lane(number: usize, fault: &Fault, hits: u64, events: &[Event], runs: &
                 struck(event, *operation, path) && (*from..=*to).contains(&event.time)
             }
             Fault::Store(StoreFault::ReplyLost { operation, path, .. }) => struck(event, *operation, path),
-            Fault::Store(StoreFault::NoSpace { from, to }) => {
-                struck(event, Operation::Put, "") && (*from..=*to).contains(&event.time)
+            Fault::Store(StoreFault::NoSpace { from, to, path }) => {
+                struck(event, Operation::Put, path) && (*from..=*to).contains(&event.time)
             }
-            Fault::WorkerCrash { .. } | Fault::NullRegion { .. } | Fault::RenamedColumn { .. } | Fault::DuplicatedRows { .. } => {
-                false
+            Fault::Store(StoreFault::BlackHole { operation, path, .. }) => struck(event, *operation, path),
+            Fault::Store(StoreFault::Truncated { path, .. }) => struck(event, Operation::Get, path),
+            Fault::Store(StoreFault::Throttled { .. } | StoreFault::TokenExpired { .. } | StoreFault::TooSkewed { .. })
+            | Fault::Source(_)
+            | Fault::DimensionApi { .. }
+            | Fault::Service(_)
+            | Fault::Data(_)
+            | Fault::Deploy(_)
+            | Fault::Clock { .. }
+            | Fault::WorkerCrash { .. }
+            | Fault::NullRegion { .. }
+            | Fault::RenamedColumn { .. }
+            | Fault::DuplicatedRows { .. } => {
+                let inside = match &bar {
+                    Some((from, to)) => (*from..=*to).contains(&event.time),
+                    None => true,
+                };
+                port(fault) == Some(event.component.as_str()) && at_fault(event) && inside
             }
         };
         if hit {
@@ -443,7 +518,7 @@ pub(super) fn timeline(scenario: &Scenario, judgement: &Judgement, events: &[Eve
     let (begin, end) = (of_run().min().unwrap_or(first), of_run().max().unwrap_or(first));
     let windows = scenario.fault.iter().filter_map(|fault| match when(fault) {
         When::Window(from, to) => Some((from, to)),
-        When::Always | When::Strikes => None,
+        When::Always | When::Data(..) | When::Strikes => None,
     });
     let (froms, tos): (Vec<_>, Vec<_>) = windows.unzip();
     let from = froms.into_iter().filter(|at| *at < begin).min().map_or(begin, |at| at.max(begin - BEYOND));

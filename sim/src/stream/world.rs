@@ -44,7 +44,8 @@ use crate::{
     host::Host,
     interpose,
     ledger::SimLedger,
-    ports::{SimEnv, SimHistory, SimMetrics, SimNotifier, SimSource},
+    ports::{SimEnv, SimHistory, SimMetrics, SimNotifier},
+    postgres::SimSource,
     rng::Stream,
     scenario::Verdict,
     store::{DirectStore, ObjectService, PortStore},
@@ -305,7 +306,7 @@ fn elsewhere(broker: &Arc<SimBroker>, recorder: &Recorder) -> Ports {
     Ports {
         dimensions: Arc::new(NoDimensions),
         env,
-        tables: Arc::new(SimSource { server: "postgres".into(), refused: AtomicU64::new(0) }),
+        tables: Arc::new(SimSource::new("postgres")),
         objects: Arc::new(PortStore::new(service)),
         log: Arc::new(broker.client(Settings::KAFKA)),
         registry: Arc::new(MemoryRegistry::default()),
@@ -665,5 +666,7 @@ fn judge(stage: &Stage, plan: &workload::Plan, crashes: u64, virtual_s: u64) -> 
         draws: interpose::draws(),
         stream: Some(figures),
         platform: None,
+        incident: None,
+        without: None,
     })
 }

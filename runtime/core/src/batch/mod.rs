@@ -4,6 +4,7 @@
 //! Every row has exactly one fate, and the counts balance or the run fails.
 
 mod hash;
+mod mean;
 mod nullability;
 mod publish;
 mod raw;
@@ -128,7 +129,8 @@ pub async fn run_day(
     let held = |gate, found: String, expected: String| DayError::Held { fecha, gate, found, expected };
 
     let mut tasks = Tasks::begin(&*ports.env);
-    let found = ports.tables.columns(&contract.table).await.map_err(at)?;
+    // A statement that a migration has made stale is prepared anew.
+    let found = again(|| ports.tables.columns(&contract.table)).await.map_err(at)?;
     let differences = contract.differences(&found);
     if !differences.is_empty() {
         let list = differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
@@ -216,13 +218,17 @@ pub async fn run_day(
         return Err(held("quality_gate_final", format!("revenue of {} cents", report.revenue_cents), "more than 0".into()));
     }
 
+    let published = report.fates.get("published").copied().unwrap_or(0);
+    if let Some((found, expected)) = mean::shifted(ports, contract, fecha, report.revenue_cents, published).await.map_err(at)? {
+        return Err(held("mean_shift", found, expected));
+    }
+
     let enrichment = dimensions::enrichment(&chosen);
     let inputs: Vec<(String, Input)> = inputs.into_iter().chain(enrichment.inputs.iter().cloned()).collect();
     if !enrichment.unknown.is_empty() {
         let counts = enrichment.unknown.values().map(|c| format!(", count(*) FILTER (WHERE {c})")).collect::<String>();
         let joins = &enrichment.joins;
         let sql = format!("SELECT count(*){counts} FROM ({classified}) AS v{joins} WHERE v.fate = 'published'");
-        let published = report.fates.get("published").copied().unwrap_or(0);
         for batch in ports.lakehouse.query(&Query { sql, inputs: inputs.clone() }).await.map_err(at)? {
             let count = |at: usize| batch.column(at).as_primitive::<arrow::datatypes::Int64Type>().value(0) as u64;
             // A version with a key twice is refused before it is visible, so a sale that became two, or none, is our own mistake.
@@ -233,7 +239,6 @@ pub async fn run_day(
     let query = Query { sql: staged(&classified, &enrichment, &stamp.to_string()), inputs };
     write(ports, DayWrite { table: STAGING.into(), fecha, epoch, query }).await.map_err(at)?;
 
-    let published = report.fates.get("published").copied().unwrap_or(0);
     let dropped = report.fates.iter().filter(|(fate, _)| *fate != "published").map(|(f, n)| (f.clone(), *n)).collect();
     tasks.end("transformar", rows, published, dropped, 0);
     report.published = publish(ports, project, fecha, epoch, version, Some(report.revenue_cents)).await?;

@@ -311,4 +311,18 @@ fn rows(out: &mut Changes, old: &Contract, new: &Contract) {
         }
         std::cmp::Ordering::Equal => {}
     }
+    // No bound is above every bound.
+    let wider = |(a, b): (u64, u64), (c, d): (u64, u64)| u128::from(a) * u128::from(d) > u128::from(c) * u128::from(b);
+    let shown = |bound: Option<(u64, u64)>| bound.map(|(a, b)| format!("{a}/{b}"));
+    let (old, new) = (old.mean_shift_max, new.mean_shift_max);
+    match (old, new) {
+        (o, n) if o == n => {}
+        (Some(o), Some(n)) if wider(o, n) => {
+            out.breaking("meanShiftMax", "lowered", shown(old), shown(new), "a day between the two is held");
+        }
+        (None, Some(_)) => out.breaking("meanShiftMax", "added", shown(old), shown(new), "a day beyond it is held"),
+        (Some(_) | None, _) => {
+            out.additive("meanShiftMax", "raised", shown(old), shown(new), "amounts in another unit may pass");
+        }
+    }
 }

@@ -200,6 +200,9 @@ pub struct Contract {
     pub rows_max: u64,
     /// Above this share of quarantined rows the day is held: numerator and denominator.
     pub quarantine_share_max: (u64, u64),
+    /// The mean net amount of a day is at most so many times, and at least so many parts of, that of the days before it:
+    /// numerator and denominator. `None` when it may be anything.
+    pub mean_shift_max: Option<(u64, u64)>,
 }
 
 /// A column as a source or a stored table declares it, with what it says of nulls.

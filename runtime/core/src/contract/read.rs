@@ -423,12 +423,13 @@ impl Contract {
         if let Some(c) = reader.references.iter().flat_map(|r| &r.columns).find(|c| !known.contains(*c)) {
             return Err(reader.error(object.name.referenced, "relationships", format!("from {c}"), "a column of the table"));
         }
-        let (mut quarantine_share_max, mut clustered_by) = ((0, 1), Vec::new());
+        let (mut quarantine_share_max, mut mean_shift_max, mut clustered_by) = ((0, 1), None, Vec::new());
         for c in &object.custom_properties {
             let (at, c) = (c.referenced, &c.value);
             let ratio = c.value.split_once('/').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
             match (c.property.as_str(), ratio) {
                 ("quarantineShareMax", Some((a, b))) if b > 0 => quarantine_share_max = (a, b),
+                ("meanShiftMax", Some((a, b))) if b > 0 && a >= b => mean_shift_max = Some((a, b)),
                 ("clusteredBy", _) => {
                     clustered_by = c.value.split(',').map(|s| s.trim().to_owned()).collect();
                     if let Some(unknown) = clustered_by.iter().find(|c| !known.contains(*c)) {
@@ -437,7 +438,8 @@ impl Contract {
                 }
                 _ => {
                     let found = format!("{} {}", c.property, c.value);
-                    let expected = "quarantineShareMax with a ratio such as 5/1000, or clusteredBy with columns";
+                    let expected = "quarantineShareMax with a ratio such as 5/1000, meanShiftMax with a ratio of one or more such as \
+                                    10/1, or clusteredBy with columns";
                     return Err(reader.error(at, "customProperties", found, expected));
                 }
             }
@@ -482,6 +484,7 @@ impl Contract {
             rows_min,
             rows_max,
             quarantine_share_max,
+            mean_shift_max,
         })
     }
 }

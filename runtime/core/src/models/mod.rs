@@ -234,6 +234,16 @@ fn parts(path: &str, first_line: usize, sql: &str) -> Result<Vec<Part>, ModelErr
     Ok(out)
 }
 
+impl Project {
+    /// The same models without their tests.
+    pub fn without_tests(mut self) -> Self {
+        for model in self.models.values_mut() {
+            model.tests.clear();
+        }
+        self
+    }
+}
+
 impl Model {
     /// Reads one file: `path` under the folder of models, for example `marts/metricas_diarias.sql`.
     ///

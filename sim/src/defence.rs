@@ -1,0 +1,63 @@
+//! Defences of the batch that a story can do without, one by one, to see that the invariants notice. Nothing in the platform
+//! knows of it: a contract, a client or a wrapper is another.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use simulacro_core::contract::Contract;
+
+use crate::faults::deploy::{Edit, NO_DEDUP};
+
+/// A defence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Defence {
+    /// The contract's clauses on rows, and what it requires of columns.
+    Contract,
+    /// The tests of the models.
+    ModelTests,
+    /// The bound on how far the mean amount of a day may be from that of earlier days.
+    MeanShift,
+    /// The bounds on the rows of a day.
+    Volume,
+    /// Deduplication.
+    Dedup,
+    /// Overwrites of a day under a mark: without them, each write appends.
+    IdempotentWrites,
+    /// Errors that will not pass are known as such, and not tried again.
+    FailFast,
+    /// Calls have a deadline.
+    Deadlines,
+    /// The rows that came are compared with the count of their snapshot.
+    RowCount,
+    /// A dimension that does not come is known not to have come.
+    Staleness,
+}
+
+impl Defence {
+    /// The contract without it.
+    pub fn contract(self, contract: &mut Contract) {
+        match self {
+            Self::Contract => {
+                contract.clauses.clear();
+                for field in &mut contract.fields {
+                    field.required = false;
+                }
+            }
+            Self::Volume => (contract.rows_min, contract.rows_max) = (0, u64::MAX),
+            Self::MeanShift => contract.mean_shift_max = None,
+            Self::ModelTests
+            | Self::Dedup
+            | Self::IdempotentWrites
+            | Self::FailFast
+            | Self::Deadlines
+            | Self::RowCount
+            | Self::Staleness => {}
+        }
+    }
+
+    /// The edit of statements that takes it away, where there is one.
+    pub fn edit(self) -> Option<Edit> {
+        let (from, to) = (DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC);
+        (self == Self::Dedup).then(|| Edit { from, to, texts: vec![NO_DEDUP] })
+    }
+}
