@@ -11,6 +11,7 @@ mod bad_input;
 mod bad_world;
 mod commands;
 mod doctor;
+mod held_days;
 mod kills;
 mod models;
 mod orchestrated;
