@@ -22,6 +22,7 @@ mod streaming;
 
 mod conformance;
 mod conformance_registry;
+mod conformance_table;
 mod dimensions;
 mod embedded;
 mod notifiers;
