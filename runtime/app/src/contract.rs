@@ -8,9 +8,10 @@ use simulacro_adapters::{PrometheusMetrics, connect_existing, scratch};
 use simulacro_core::{
     contract::{
         catalogue,
-        check::{check_table, is_broken, render},
+        check::{check_confirmed, is_broken, render},
         diff,
     },
+    dimensions::confirmed,
     ports::Env,
     quality::check_source_day,
 };
@@ -85,7 +86,15 @@ pub async fn run(command: ContractCommand) -> Result<u8, Failure> {
             let mut results = Vec::new();
             if source.is_some() || postgres.is_some() {
                 let contract = load_contract(contract.as_deref().unwrap_or("cdnow"))?;
-                let source = SourceArgs { source, postgres, schema, connections: NonZeroUsize::MIN, dimensions: None }.open()?;
+                let source = SourceArgs {
+                    source,
+                    postgres,
+                    schema,
+                    connections: NonZeroUsize::MIN,
+                    dimensions: None,
+                    dimension: Vec::new(),
+                };
+                let source = source.open()?;
                 let folder = tempfile::tempdir()?;
                 results = check_source_day(source.tables.as_ref(), &scratch(folder.path())?, &contract, date, now).await;
             }
@@ -98,7 +107,8 @@ pub async fn run(command: ContractCommand) -> Result<u8, Failure> {
                 };
                 for contract in chosen {
                     if ports.lakehouse.exists(&contract.physical_name).await? {
-                        results.extend(check_table(ports.lakehouse.as_ref(), &contract, &all, date, now).await);
+                        let known = confirmed(&ports, &contract.physical_name).await?;
+                        results.extend(check_confirmed(ports.lakehouse.as_ref(), &contract, &all, date, now, known).await);
                     }
                 }
                 if results.is_empty() {
