@@ -251,7 +251,9 @@ impl Platform {
     /// # Errors
     /// See [`batch::run_day`].
     pub async fn attempt_day(&self, run: &Run) -> Result<DayReport, DayError> {
-        self.attempt_tasks(run).await.0
+        let (result, tasks) = self.attempt_tasks(run).await;
+        self.keep(run, &tasks).await;
+        result
     }
 
     async fn attempt_tasks(&self, run: &Run) -> (Result<DayReport, DayError>, Vec<TaskReport>) {
@@ -260,9 +262,7 @@ impl Platform {
             Ok(project) => project,
             Err(source) => return (Err(DayError::Port { fecha: *fecha, source }), Vec::new()),
         };
-        let done = batch::run_day(&self.ports, &self.contract, &project, *fecha, *epoch, version, self.fetching).await;
-        self.keep(run, &done.1).await;
-        done
+        batch::run_day(&self.ports, &self.contract, &project, *fecha, *epoch, version, self.fetching).await
     }
 
     /// Keeps what tasks came to. The day is what it is whether or not its numbers can be kept.
@@ -294,7 +294,6 @@ impl Platform {
             Err(source) => {
                 let result = Err(DayError::Port { fecha, source });
                 let tasks = waiting.done(&result, |_: &DayReport| 0);
-                self.keep(&run, &tasks).await;
                 (result, tasks)
             }
             Ok(()) => self.attempt_tasks(&run).await,
@@ -307,6 +306,7 @@ impl Platform {
         };
         // First the truth, then the news: a pager that is down must not leave a run open.
         self.ports.ledger.finish(&run).await.map_err(at)?;
+        self.keep(&run, &tasks).await;
         self.measure(&run, &result);
         match &result {
             Ok(report) => {
