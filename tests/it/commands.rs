@@ -96,3 +96,33 @@ fn a_source_is_checked_for_the_day_that_is_asked_for() {
     assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("ventas.volume") && said.contains("found 0 rows, expected 1 to 10000 rows"), "{said}");
 }
+
+#[test]
+fn dimensions_are_refreshed_by_hand_and_their_versions_told() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let shop = source(dir.path(), |text| text.lines().take(300).map(|l| format!("{l}\n")).collect());
+    std::fs::write(shop.join("productos.csv"), "product_id,categoria,marca,precio,inventario\np-1,libros,acme,1.00,3\n")
+        .expect("written");
+    std::fs::write(shop.join("precios.csv"), "product_id,precio\np-1,1.00\n").expect("written");
+    // One file says for every command where everything is.
+    let config = dir.path().join("platform.toml");
+    let data = dir.path().join("data");
+    std::fs::write(&config, format!("[source]\nfolder = {shop:?}\n[lake]\ndata = {data:?}\n")).expect("written");
+    let config = config.to_str().expect("a path");
+    for round in [1, 2] {
+        let (code, said) = run(&["dimensions", "refresh", "--config", config]);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains(&format!("precios      version {round}, 1 rows")), "{said}");
+        assert!(said.contains(&format!("productos    version {round}, 1 rows")), "{said}");
+    }
+    let (code, said) = run(&["dimensions", "status", "--config", config]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("clientes     no version") && said.contains("precios      version 2, 1 rows, confirmed "), "{said}");
+    // A dimension that is refused leaves the version before, and says why.
+    std::fs::write(shop.join("precios.csv"), "product_id,precio\np-1,1.00\np-1,2.00\n").expect("written");
+    let (code, said) = run(&["dimensions", "refresh", "--config", config]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("precios      version 2, 1 rows  NOT REFRESHED: ") && said.contains("2 times"), "{said}");
+    let (code, said) = run(&["query", "--config", config, "--format", "csv", "SELECT precio FROM dim.precios_dim"]);
+    assert_eq!((code, said.as_str()), (Some(0), "precio\n1.00\n"));
+}

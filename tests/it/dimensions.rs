@@ -20,7 +20,7 @@ use object_store::path::Path as ObjectPath;
 use proptest::prelude::*;
 use serde_json::json;
 use simulacro_adapters::{
-    CsvSource, FolderDimensions, HttpDimensions, HttpDimensionsSettings, PrometheusMetrics, connect_folder,
+    CsvSource, FolderDimensions, HttpDimensions, HttpDimensionsSettings, PrometheusMetrics, SystemEnv, connect_folder,
 };
 use simulacro_core::{
     batch::{DayError, DayReport, MART, STAGING, arrow_schema, canonical_hash},
@@ -457,7 +457,7 @@ async fn dimensions_enrich_each_sale_once_and_what_is_unknown_is_null_and_counte
     let loaded = shop.rows(tables, Dimension::Clientes.table()).await;
     assert_eq!(loaded.iter().map(|r| r[0].clone()).collect::<Vec<_>>(), some(&["u-1", "u-2"]));
     assert!(loaded[0][2].as_ref().is_some_and(|at| at.starts_with("2024-03-18T03:00:00")), "{loaded:?}");
-    // A day that is run again takes the customer as he is now, and the mart follows.
+    // A day that is run again on its own morning takes the customer as he is now, and the mart follows.
     shop.clientes(&[("u-1", Some("regular"), Some("MX")), ("u-2", None, Some("ES"))]);
     let report = shop.run("2024-03-17").await.expect("the day is published");
     assert_eq!(report.dimensions[0].version, 2);
@@ -466,7 +466,16 @@ async fn dimensions_enrich_each_sale_once_and_what_is_unknown_is_null_and_counte
     // The history of customers goes on by days: a day's last values are the day's.
     shop.clock.set("2024-03-19T03:00:00Z");
     shop.clientes(&[("u-2", Some("nuevo"), Some("ES"))]);
-    shop.run("2024-03-17").await.expect("the day is published");
+    let report = shop.run("2024-03-17").await.expect("the day is published");
+    // By then the day takes the customers of its own morning, whoever has left or changed since.
+    assert_eq!((report.dimensions[0].version, report.dimensions[0].as_of), (3, Some(day("2024-03-18"))));
+    assert_eq!(shop.rows(mart, MART).await, [some(&["regular", "90.00", "2"]), some(&["sin_segmento", "60.00", "2"])]);
+    // A day that is older than the history takes the first customers that are known.
+    shop.sales("2024-01-05", &[sale("o-9", "u-1", "p-1", 1_000)]);
+    let report = shop.run("2024-01-05").await.expect("the day is published");
+    assert_eq!(report.dimensions[0].as_of, Some(day("2024-03-18")));
+    let old = format!("{} WHERE fecha = DATE '2024-01-05' ORDER BY 1", mart.trim_end_matches(" ORDER BY 1"));
+    assert_eq!(shop.rows(&old, MART).await, [some(&["regular", "10.00", "1"])]);
     let history = "SELECT user_id, segmento, CAST(valido_desde AS VARCHAR) AS desde, CAST(valido_hasta AS VARCHAR) AS hasta,
                           CAST(es_actual AS VARCHAR) AS actual FROM t ORDER BY user_id, desde";
     let expected = [
@@ -665,6 +674,80 @@ async fn retry_after_is_waited_for_and_one_beyond_the_deadline_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_history_to_which_nothing_was_added_is_as_fresh_as_the_last_look() {
+    let shop = Shop::new(&["clientes"]).await;
+    shop.clientes(&[("u-1", Some("vip"), Some("MX"))]);
+    shop.sales("2024-03-17", &[sale("o-1", "u-1", "p-1", 1_000)]);
+    shop.sales("2024-03-19", &[sale("o-2", "u-1", "p-1", 1_000)]);
+    shop.run("2024-03-17").await.expect("the day is published");
+    shop.clock.set("2024-03-20T03:00:00Z");
+    shop.run("2024-03-19").await.expect("the day is published");
+    let (ports, contracts) = (&shop.platform.ports, catalogue::shipped().expect("the contracts parse"));
+    let stored = contracts.iter().find(|c| c.physical_name == CLIENTES_DIM).expect("it ships");
+    let is_fresh = async |known| {
+        let lakehouse = ports.lakehouse.as_ref();
+        let all = check::check_confirmed(lakehouse, stored, &contracts, day("2024-03-19"), shop.clock.now(), known).await;
+        all.into_iter().find(|r| r.check == "_loaded_at.freshness").expect("it is checked").passed
+    };
+    let known = simulacro_core::dimensions::confirmed(ports, CLIENTES_DIM).await.expect("the store answers");
+    assert_eq!(known, Some(shop.clock.now()));
+    assert!(is_fresh(known).await && !is_fresh(None).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stock_and_prices_come_with_each_round_and_no_day_waits_for_them() {
+    let shop = Shop::new(&["inventario", "precios", "productos"]).await;
+    shop.productos(&[("p-1", Some("libros"), None)]);
+    let put = |name: &str, column: &str, value: serde_json::Value| {
+        let row = json!({"product_id": "p-1", column: value}).as_object().expect("an object").clone();
+        lock(&shop.service).put(shop.clock.now(), name, vec![row]);
+    };
+    put("inventario", "inventario", json!(7));
+    put("precios", "precio", json!("12.50"));
+    let (run, refreshed) = shop.platform.refresh_dimensions(shop.clock.now()).await.expect("the ledger works");
+    assert_eq!((run.state, refreshed.len()), (RunState::Succeeded, 3), "{refreshed:?}");
+    let stock = shop.rows("SELECT product_id, CAST(inventario AS VARCHAR) FROM t", Dimension::Inventario.table()).await;
+    let prices = shop.rows("SELECT product_id, CAST(precio AS VARCHAR) FROM t", Dimension::Precios.table()).await;
+    assert_eq!((stock, prices), (vec![some(&["p-1", "7"])], vec![some(&["p-1", "12.50"])]));
+    // Neither enriches a sale, so that a day does not ask for them.
+    shop.clock.set("2024-03-18T12:00:00Z");
+    shop.sales("2024-03-17", &[sale("o-1", "u-1", "p-1", 1_000)]);
+    let asked = lock(&shop.service).requests();
+    let report = shop.run("2024-03-17").await.expect("the day is published");
+    assert_eq!(report.dimensions.iter().map(|d| d.dimension.name()).collect::<Vec<_>>(), ["productos"]);
+    assert_eq!(lock(&shop.service).requests() - asked, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_versions_of_a_dimension_go_and_the_newest_stays_whatever_its_age() {
+    const WEEK: Duration = Duration::from_secs(168 * 3_600);
+    let shop = Shop::new(&["productos"]).await;
+    // Ages are told by the clock of the objects, too, which is the real one.
+    shop.clock.set(&SystemEnv::default().now().format("%Y-%m-%dT%H:%M:%SZ").to_string());
+    for (brand, hours) in [("a", 24), ("b", 24), ("c", 0)] {
+        shop.productos(&[("p-1", Some("libros"), Some(brand))]);
+        shop.platform.refresh_dimensions(shop.clock.now()).await.expect("the ledger works");
+        shop.clock.set(&(shop.clock.now() + Duration::from_secs(hours * 3_600)).format("%Y-%m-%dT%H:%M:%SZ").to_string());
+    }
+    let ports = &shop.platform.ports;
+    let prune = async || simulacro_core::dimensions::prune(ports, WEEK).await.expect("the store answers");
+    let all = shop.objects("dim/raw/productos").await;
+    assert_eq!((all.len(), prune().await.len()), (6, 0), "a week has not gone by: {all:?}");
+    // Eight days after the first: its manifest is too old, and the copy that only it named.
+    shop.clock.set(&(shop.clock.now() + Duration::from_secs(6 * 86_400)).format("%Y-%m-%dT%H:%M:%SZ").to_string());
+    let removed = prune().await;
+    assert!(
+        removed.len() == 2 && removed[0].ends_with("_manifest/v000001.json") && removed[1].ends_with(".parquet"),
+        "{removed:?}"
+    );
+    shop.clock.set(&(shop.clock.now() + Duration::from_secs(400 * 86_400)).format("%Y-%m-%dT%H:%M:%SZ").to_string());
+    assert_eq!((prune().await.len(), prune().await.len()), (2, 0));
+    let kept = newest(ports, Dimension::Productos).await.expect("the store answers").expect("a version");
+    assert_eq!((kept.version, shop.objects("dim/raw/productos").await.len()), (3, 2));
+    assert!(shop.objects("dim/raw/productos").await.contains(&kept.file));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn processes_that_refresh_at_once_leave_one_line_of_versions() {
     let shop = Shop::new(&["productos"]).await;
     shop.productos(&[("p-1", Some("libros"), None)]);
@@ -752,7 +835,10 @@ async fn three_rounds(dies_at: Option<u64>, faults: Vec<StoreFault>, base: &Port
     assert_eq!(newest.rows, 1);
     let paths: Vec<String> = store.paths().into_iter().filter(|p| p.starts_with("dim/raw/")).collect();
     let count = |part: &str| paths.iter().filter(|p| p.contains(part)).count();
-    assert_eq!((count("/part-"), count("/_candidate/"), count("/_alert")), (2, 0, 0), "{paths:?}");
+    assert_eq!((count("/_candidate/"), count("/_alert")), (0, 0), "{paths:?}");
+    // A process that dies before it names its copy leaves it behind, for the next pruning: the same rows twice, never others.
+    let rows: BTreeSet<&str> = paths.iter().filter_map(|p| p.split_once("/part-")).map(|(_, name)| &name[..64]).collect();
+    assert_eq!(rows.len(), 2, "{paths:?}");
     assert_eq!(count("/_manifest/"), newest.version as usize, "{paths:?}");
     let table = Dimension::Productos.table();
     let query = Query { sql: "SELECT product_id FROM t".into(), inputs: vec![("t".into(), Input::Delta(table.into()))] };

@@ -3,9 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use futures::TryStreamExt;
+use object_store::ObjectStore;
 use serde_json::Value;
 
-use crate::binaries::{files, output, program, said, source};
+use crate::{
+    binaries::{files, output, program, said, source},
+    services::s3::S3,
+};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path")
@@ -58,7 +63,7 @@ fn a_healthy_platform_passes_and_is_left_as_it_was() {
     let (code, checks) = doctor(&["--data", text(&data), "--source", text(&source)]);
     assert_eq!((code, failed(&checks)), (Some(0), vec![]), "{checks:?}");
     let left_out: Vec<_> = checks.iter().filter(|c| c.1 == "left_out").map(|c| c.0.as_str()).collect();
-    assert_eq!(left_out, ["kafka", "registry", "notifier"]);
+    assert_eq!(left_out, ["kafka", "registry", "dimensions", "notifier"]);
     assert_eq!(files(dir.path()), before);
     assert!(!data.join("lake/_doctor").exists(), "an empty folder was left");
 }
@@ -134,4 +139,54 @@ fn a_file_where_the_lake_should_be_and_a_server_that_refuses_are_told() {
     let files = &checks[0];
     assert_eq!((files.0.as_str(), files.1.as_str()), ("files", "failed"));
     assert!(files.3.contains("did you mean ventas?"), "{files:?}");
+}
+
+/// The program with the variables of an S3 client.
+fn with_s3(server: &S3) -> std::process::Command {
+    let mut program = program("simulacro");
+    program.envs(server.variables());
+    program
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_behind_an_address_is_tried_with_an_object_that_is_gone_afterwards() {
+    let Some(server) = S3::start().await else { return };
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let check = |store: &str, secret: Option<&str>| {
+        let mut program = with_s3(&server);
+        if let Some(secret) = secret {
+            program.env("AWS_SECRET_ACCESS_KEY", secret);
+        }
+        let run = program.args(["doctor", "--json", "--data", text(dir.path()), "--store", store]).output().expect("it starts");
+        let answer: Value = serde_json::from_slice(&run.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(&run)));
+        let checks = answer["checks"].as_array().expect("checks").clone();
+        checks.into_iter().find(|c| c["name"] == "store").expect("the store is checked")
+    };
+    let good = check(&format!("s3://{}/lagos/uno", server.bucket()), None);
+    assert_eq!(good["verdict"], "ok", "{good}");
+    let left: Vec<_> = server.store().list(None).try_collect().await.expect("a listing");
+    assert!(left.is_empty(), "{left:?}");
+    let missing = check("s3://no-esta/lagos/uno", None);
+    assert_eq!((&missing["verdict"], &missing["code"]), (&"failed".into(), &"404".into()), "{missing}");
+    let refused = check(&format!("s3://{}", server.bucket()), Some("otra"));
+    assert_eq!((&refused["verdict"], &refused["code"]), (&"failed".into(), &"403".into()), "{refused}");
+}
+
+#[test]
+fn secrets_are_looked_for_under_the_names_that_the_configuration_gives() {
+    let (dir, _, data) = platform();
+    let config = dir.path().join("platform.toml");
+    let alerts = "[alerts.slack]\nwebhook_url_env = \"TIENDA_SLACK\"\n[alerts.pagerduty]\nrouting_key_env = \"TIENDA_GUARDIA\"\n";
+    std::fs::write(&config, format!("[lake]\ndata = {:?}\n{alerts}", text(&data))).expect("written");
+    let run = program("simulacro")
+        .args(["doctor", "--json", "--config", text(&config)])
+        .env("TIENDA_SLACK", "https://hooks.example/x")
+        .env_remove("TIENDA_GUARDIA")
+        .output()
+        .expect("it starts");
+    let answer: Value = serde_json::from_slice(&run.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(&run)));
+    let found = answer["checks"].as_array().expect("checks").iter().filter(|c| c["name"] == "notifier");
+    let found: Vec<_> = found.map(|c| (c["code"].as_str().expect("a code"), c["found"].as_str().expect("a text"))).collect();
+    assert_eq!(found, [("secret_missing", "TIENDA_GUARDIA is not set"), ("", "TIENDA_SLACK is set")]);
+    assert_eq!(run.status.code(), Some(1));
 }

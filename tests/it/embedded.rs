@@ -1,16 +1,20 @@
 //! The embedded adapters are held to the promises of their ports.
 #![expect(clippy::disallowed_methods, reason = "a test prepares the files of an adapter")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use object_store::{ObjectStore, local::LocalFileSystem, memory::InMemory};
-use simulacro_adapters::{CsvSource, FileHistory, SqliteLedger, SystemEnv};
+use futures::TryStreamExt;
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, local::LocalFileSystem, memory::InMemory, path::Path};
+use simulacro_adapters::{
+    CsvSource, FileHistory, FolderOf, LogNotifier, NoSource, PrometheusMetrics, ReadOnlyStore, SqliteLedger, SystemEnv,
+    connect_folder,
+};
 use simulacro_core::{
-    history::{RecordedStore, Recorder},
-    ports::RunLedger,
+    history::{RecordedStore, Recorder, recorded},
+    ports::{Disposition, Notifier, RunLedger, TableSource},
 };
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
-use simulacro_sim::{host::Host, ledger::SimLedger};
+use simulacro_sim::{host::Host, ledger::SimLedger, ports::SimNotifier};
 
 use crate::conformance;
 
@@ -91,4 +95,86 @@ async fn memory_and_folders_keep_the_promises_of_an_object_store() {
         conformance::object_store::check(store, "prueba").await;
     }
     conformance::object_store::an_update_needs_the_version_it_replaces(memory.as_ref(), "prueba").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_recording_wrappers_keep_the_promises_of_what_they_wrap() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(dir.path().join("ventas.csv"), conformance::table_source::VENTAS).expect("the table is written");
+    let csv = Arc::new(CsvSource::open(dir.path()).expect("the folder is read"));
+    let below = connect_folder(csv, &dir.path().join("data"), Arc::new(PrometheusMetrics::default())).await.expect("connected");
+    let ports = recorded(below);
+    conformance::table_source::check(ports.tables.as_ref()).await;
+    conformance::object_store::check(ports.objects.clone(), "prueba").await;
+    conformance::lakehouse::check(ports.lakehouse.as_ref()).await;
+    conformance::warehouse::check(ports.warehouse.as_ref()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_of_a_store_keeps_the_promises_of_an_object_store() {
+    let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let folder = Arc::new(FolderOf::new(memory.clone(), Path::from("lagos/uno")));
+    conformance::object_store::check(folder.clone(), "prueba").await;
+    conformance::object_store::an_update_needs_the_version_it_replaces(folder.as_ref(), "prueba").await;
+    conformance::lakehouse::check(&DeltaLakehouse::new(folder)).await;
+    let all: Vec<_> = memory.list(None).try_collect().await.expect("a listing");
+    assert!(all.iter().all(|m| m.location.as_ref().starts_with("lagos/uno/")), "{all:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_store_reads_what_is_there_and_refuses_every_change() {
+    let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let (there, new) = (Path::from("a/b"), Path::from("a/c"));
+    memory.put(&there, "x".into()).await.expect("written");
+    let store = ReadOnlyStore(memory.clone());
+    assert_eq!(store.get(&there).await.expect("read").bytes().await.expect("read").as_ref(), b"x");
+    assert_eq!(store.head(&there).await.expect("read").size, 1);
+    assert!(matches!(store.head(&new).await, Err(Error::NotFound { .. })));
+    let listed = |store: &dyn ObjectStore| store.list(None).try_collect::<Vec<_>>();
+    let refused = |result: object_store::Result<()>| assert!(matches!(result, Err(Error::PermissionDenied { .. })), "{result:?}");
+    refused(store.put(&there, "y".into()).await.map(|_| ()));
+    refused(store.put_opts(&new, "y".into(), PutMode::Create.into()).await.map(|_| ()));
+    refused(store.put_multipart(&new).await.map(|_| ()));
+    refused(store.delete(&there).await);
+    refused(store.copy(&there, &new).await);
+    refused(store.rename(&there, &new).await);
+    assert_eq!(listed(&store).await.expect("listed"), listed(memory.as_ref()).await.expect("listed"));
+    assert_eq!(memory.get(&there).await.expect("read").bytes().await.expect("read").as_ref(), b"x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_simulated_pager_keeps_the_promises_of_a_notifier() {
+    let env = Arc::new(SystemEnv::default());
+    let pager = SimNotifier { env, raised: Mutex::default(), open: Mutex::default(), host: Arc::new(Host::new("worker", [])) };
+    let seen = || {
+        let raised = pager.raised.lock().expect("the pager");
+        raised.iter().map(|(_, alert)| format!("raise {}", alert.dedup_key)).collect()
+    };
+    conformance::notifier::check(&pager, 1, seen).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_takes_every_alert_and_every_end() {
+    let alert = conformance::notifier::alert("run_failed:diario:2024-03-17", 1);
+    for _ in 0..2 {
+        LogNotifier.raise(&alert).await.expect("it is taken");
+        LogNotifier.resolve(&alert.dedup_key).await.expect("it is taken");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_source_says_so_to_every_question() {
+    let day = chrono::NaiveDate::default();
+    let answers = [
+        NoSource.ping().await.err(),
+        NoSource.columns("ventas").await.err(),
+        NoSource.not_null("ventas").await.err(),
+        NoSource.read_day("ventas", day, &[]).await.err(),
+        NoSource.read_table("ventas", &[]).await.err(),
+    ];
+    for error in answers {
+        let error = error.expect("there is no source");
+        assert!(error.what.contains("expected --source or --postgres"), "{}", error.what);
+        assert_eq!(error.disposition, Disposition::Permanent);
+    }
 }

@@ -12,6 +12,7 @@ mod bad_world;
 mod commands;
 mod doctor;
 mod incidents;
+mod held_days;
 mod kills;
 mod library;
 mod models;
@@ -23,6 +24,7 @@ mod streaming;
 
 mod conformance;
 mod conformance_registry;
+mod conformance_table;
 mod dimensions;
 mod embedded;
 mod notifiers;

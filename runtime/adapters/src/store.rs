@@ -1,19 +1,23 @@
 //! Where a lake is: in its data folder, or in an object store that the folder remembers by its address.
 //!
 //! The address is in the file `lake.url`. It holds no secret: keys, region and endpoint come from the environment, as for
-//! every client of S3. What this leaves out: other clouds, whose clients are not built in, and a lake that shares its bucket.
+//! every client of S3. A lake may have a bucket of its own, or a folder of one. What this leaves out: other clouds, whose clients
+//! are not built in.
 
 use std::{io::ErrorKind, path::Path, sync::Arc};
 
 use object_store::{
     ObjectStore,
     aws::{AmazonS3Builder, S3ConditionalPut},
+    path::Path as ObjectPath,
 };
 use simulacro_core::ports::{PortError, Result};
 
+use crate::FolderOf;
+
 const FILE: &str = "lake.url";
 
-/// Opens the store at an address, `s3://bucket`. Nothing is asked of it yet.
+/// Opens the store at an address, `s3://bucket` or `s3://bucket/folder`. Nothing is asked of it yet.
 ///
 /// Reads `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT`, `AWS_ALLOW_HTTP` and the other
 /// variables of the client.
@@ -21,17 +25,21 @@ const FILE: &str = "lake.url";
 /// # Errors
 /// `Permanent` for an address of another form, and for settings that cannot be.
 pub fn open_store(url: &str) -> Result<Arc<dyn ObjectStore>> {
-    let bucket = url.strip_prefix("s3://").unwrap_or_default();
-    let bucket = bucket.strip_suffix('/').unwrap_or(bucket);
-    if bucket.is_empty() || bucket.contains(['/', '@', ':', '?']) {
-        return Err(PortError::permanent(format!("open store {url}: expected s3://bucket, a bucket of its own")));
-    }
+    let place = url.strip_prefix("s3://").unwrap_or_default();
+    let place = place.strip_suffix('/').unwrap_or(place);
+    let (bucket, folder) = place.split_once('/').unwrap_or((place, ""));
+    let has_folder = place.contains('/');
+    let folder = ObjectPath::parse(folder).ok().filter(|f| f.parts().next().is_some() == has_folder);
+    let (Some(folder), false) = (folder, bucket.is_empty() || place.contains(['@', ':', '?'])) else {
+        return Err(PortError::permanent(format!("open store {url}: expected s3://bucket or s3://bucket/folder")));
+    };
     let store = AmazonS3Builder::from_env()
         .with_bucket_name(bucket)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .build()
         .map_err(|e| PortError::permanent(format!("open store {url}")).because(e))?;
-    Ok(Arc::new(store))
+    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    Ok(if has_folder { Arc::new(FolderOf::new(store, folder)) } else { store })
 }
 
 /// The address of a data folder's lake; `None` when it is in the folder itself.
@@ -77,10 +85,10 @@ mod tests {
 
     #[test]
     fn an_address_is_read_or_refused_by_name() {
-        for good in ["s3://cubo", "s3://cubo/"] {
+        for good in ["s3://cubo", "s3://cubo/", "s3://cubo/lago", "s3://cubo/lagos/uno/"] {
             open_store(good).unwrap_or_else(|e| panic!("{good}: {}", e.chain()));
         }
-        for bad in ["cubo", "s3://", "s3:///lago", "s3://cubo/lago", "gs://cubo", "s3://clave:secreto@cubo"] {
+        for bad in ["cubo", "s3://", "s3:///lago", "s3://cubo//", "s3://cubo/a//b", "gs://cubo", "s3://clave:secreto@cubo"] {
             let error = open_store(bad).expect_err(bad);
             assert!(error.what.contains("expected s3://bucket"), "{}", error.what);
         }

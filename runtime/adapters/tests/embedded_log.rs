@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use simulacro_adapters::{EmbeddedLog, EmbeddedLogConfig, SystemEnv, open_embedded_log};
+use simulacro_adapters::{EmbeddedLog, EmbeddedLogConfig, LazyLog, SystemEnv, open_embedded_log};
 use simulacro_core::ports::{
     Disposition,
     event_log::{EventLog, GroupSpec, OutRecord, Polled, StartAt, TopicPartition, TopicSpec},
@@ -39,6 +39,20 @@ async fn the_embedded_log_keeps_every_promise() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let limits = Limits { compact_above: 20, ..Limits::KAFKA };
     let world = world(dir.path(), EmbeddedLogConfig { limits, ..EmbeddedLogConfig::STANDARD }).await;
+    for (name, promise) in PROMISES {
+        println!("{name}");
+        promise(world.clone()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_that_is_opened_by_its_first_call_keeps_every_promise() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let limits = Limits { compact_above: 20, ..Limits::KAFKA };
+    let config = EmbeddedLogConfig { limits, ..EmbeddedLogConfig::STANDARD };
+    let lazy = LazyLog::new(&dir.path().join("log"), Arc::new(SystemEnv::default()), config.clone());
+    assert!(!dir.path().join("log").exists(), "nobody has called it");
+    let world = World { log: Arc::new(lazy), ..world(&dir.path().join("other"), config).await };
     for (name, promise) in PROMISES {
         println!("{name}");
         promise(world.clone()).await;

@@ -8,9 +8,10 @@ use simulacro_adapters::{PrometheusMetrics, connect_existing, scratch};
 use simulacro_core::{
     contract::{
         catalogue,
-        check::{check_table, is_broken, render},
+        check::{check_confirmed, is_broken, render},
         diff,
     },
+    dimensions::confirmed,
     ports::Env,
     quality::check_source_day,
 };
@@ -92,8 +93,9 @@ pub async fn run(command: ContractCommand) -> Result<u8, Failure> {
                     connections: NonZeroUsize::MIN,
                     dimensions: None,
                     dimension_tables: false,
-                }
-                .open()?;
+                    dimension: Vec::new(),
+                };
+                let source = source.open()?;
                 let folder = tempfile::tempdir()?;
                 results = check_source_day(source.tables.as_ref(), &scratch(folder.path())?, &contract, date, now).await;
             }
@@ -106,7 +108,8 @@ pub async fn run(command: ContractCommand) -> Result<u8, Failure> {
                 };
                 for contract in chosen {
                     if ports.lakehouse.exists(&contract.physical_name).await? {
-                        results.extend(check_table(ports.lakehouse.as_ref(), &contract, &all, date, now).await);
+                        let known = confirmed(&ports, &contract.physical_name).await?;
+                        results.extend(check_confirmed(ports.lakehouse.as_ref(), &contract, &all, date, now, known).await);
                     }
                 }
                 if results.is_empty() {

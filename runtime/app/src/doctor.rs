@@ -9,6 +9,7 @@ use std::{
     future::Future,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,22 +19,27 @@ use futures::TryStreamExt;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, local::LocalFileSystem, path::Path as ObjectPath};
 use serde::Serialize;
 use simulacro_adapters::{
-    CsvSource, HttpRegistry, HttpRegistrySettings, KafkaConfig, KafkaLog, PostgresServer, PostgresSource, SqliteLedger,
-    SystemEnv, open_lake,
+    AlertSettings, CsvSource, HttpDimensions, HttpDimensionsSettings, HttpRegistry, HttpRegistrySettings, KafkaConfig, KafkaLog,
+    PostgresServer, PostgresSource, SqliteLedger, SystemEnv, kept_store, open_lake, open_store,
 };
 use simulacro_core::{
     avro::CLICKS_SUBJECT,
     contract::{Contract, catalogue},
+    dimensions::Dimension,
     models::shipped,
     platform::PIPELINE,
     ports::{
-        Env, PortError, RunLedger, RunState, SchemaRegistry, TableSource, event_log::EventLog, schema_registry::SUBJECT_NOT_FOUND,
+        DimensionApi, Env, PortError, RunLedger, RunState, SchemaRegistry, TableSource, event_log::EventLog,
+        schema_registry::SUBJECT_NOT_FOUND,
     },
     streaming::config::Topics,
 };
 use simulacro_lakehouse::query::{AsOf, SqlLake};
 
-use crate::options::{Failure, load_config, load_contract, postgres_config};
+use crate::{
+    config::given,
+    options::{Failure, StoreArgs, dimension_settings, load_config, load_contract, postgres_config},
+};
 
 /// Longest time for one check.
 const CHECK_MAX: Duration = Duration::from_secs(15);
@@ -53,6 +59,8 @@ pub enum Channel {
     Slack,
     /// A PagerDuty service: SIMULACRO_PAGERDUTY_ROUTING_KEY
     Pagerduty,
+    /// The token of a webhook: SIMULACRO_WEBHOOK_TOKEN
+    Token,
 }
 
 #[derive(Args)]
@@ -78,7 +86,7 @@ pub struct DoctorArgs {
     /// A contract that ships with the program (cdnow, ventas) or a file
     #[arg(long, default_value = "cdnow")]
     contract: String,
-    /// TOML as for batch run
+    /// TOML of a whole platform, or as for batch run
     #[arg(long)]
     config: Option<PathBuf>,
     /// Addresses of Kafka brokers, for example 127.0.0.1:9092
@@ -87,7 +95,22 @@ pub struct DoctorArgs {
     /// Address of a schema registry, for example http://127.0.0.1:8081
     #[arg(long)]
     registry: Option<String>,
-    /// Channels of alerts whose secrets must be there; may be given more than once
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Base address of the dimension API
+    #[arg(long)]
+    dimensions: Option<String>,
+    /// What the API offers; may be given more than once. Without it inventario, precios and productos
+    #[arg(long, value_parser = ["inventario", "precios", "productos"])]
+    dimension: Vec<String>,
+    /// A PostgreSQL server as ledger; without it the one in the data folder
+    #[arg(long)]
+    ledger: Option<String>,
+    /// Schema of the ledger in PostgreSQL
+    #[arg(long, default_value = "simulacro")]
+    ledger_schema: String,
+    /// Channels of alerts whose secrets must be there, beside those that [alerts] of the configuration names; may be given more
+    /// than once
     #[arg(long, value_enum)]
     notifier: Vec<Channel>,
     /// Free space that the data folder's disk must have, in MiB
@@ -276,28 +299,63 @@ async fn folder(data: &Path) -> Outcome {
     Ok(format!("{} has {has}", data.display()))
 }
 
+/// Where the lake is: at the address that is given or that the data folder remembers; `None` when it is in the folder.
+fn lake_url(args: &DoctorArgs) -> Result<Option<String>, Wrong> {
+    let kept = || kept_store(&args.data).map_err(|e| Wrong::of(&e, "look at the rights on the data folder"));
+    args.store.store.clone().map_or_else(kept, |url| Ok(Some(url)))
+}
+
+/// What a store refused, with the answer that it is known by.
+fn store_failed(error: &StoreError) -> Wrong {
+    let (code, advice) = match error {
+        StoreError::NotFound { .. } => ("404", "create the bucket, or correct the address of the store"),
+        StoreError::PermissionDenied { .. } => (
+            "403",
+            "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give that key the right to read, write, list and delete",
+        ),
+        StoreError::Unauthenticated { .. } => ("401", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        StoreError::NotImplemented { .. } => {
+            ("conditional_put", "use a store with conditional writes: without them two runs can both win")
+        }
+        _ => ("", "look at the store's own log, at its rights, and at AWS_ENDPOINT"),
+    };
+    let mut wrong = Wrong::of(error, advice);
+    if wrong.code.is_empty() {
+        wrong.code = code.into();
+    }
+    wrong
+}
+
 /// Write, write only if new, read, list and remove; returns the store's time and ours.
-async fn store(data: &Path, env: &SystemEnv) -> Result<(String, DateTime<Utc>, DateTime<Utc>), Wrong> {
-    let lake = data.join("lake");
-    let root = if lake.exists() { lake } else { data.to_owned() };
-    let advice = "look at the store's own log, and at its rights";
-    let store = LocalFileSystem::new_with_prefix(&root).map_err(|e| Wrong::of(&e, advice))?.with_automatic_cleanup(true);
+async fn store(args: &DoctorArgs, env: &SystemEnv) -> Result<(String, DateTime<Utc>, DateTime<Utc>), Wrong> {
+    let (place, store): (String, Arc<dyn ObjectStore>) = match lake_url(args)? {
+        Some(url) => {
+            let store = open_store(&url).map_err(|e| Wrong::of(&e, "correct --store and the AWS_ variables"))?;
+            (url, store)
+        }
+        None => {
+            let lake = args.data.join("lake");
+            let root = if lake.exists() { lake } else { args.data.clone() };
+            let local = LocalFileSystem::new_with_prefix(&root).map_err(|e| store_failed(&e))?.with_automatic_cleanup(true);
+            (root.display().to_string(), Arc::new(local))
+        }
+    };
     let path = ObjectPath::from(format!("_doctor/{}", env.new_id()));
-    let outcome = exercise(&store, &path, env).await;
+    let outcome = exercise(store.as_ref(), &path, env).await;
     let removed = store.delete(&path).await;
     let (stored, now) = outcome?;
-    removed.map_err(|e| Wrong::of(&e, advice))?;
+    removed.map_err(|e| store_failed(&e))?;
     match store.head(&path).await {
         Err(StoreError::NotFound { .. }) => {}
-        _ => return Err(Wrong::new("", format!("{path} is still there after it was removed"), advice)),
+        _ => return Err(Wrong::new("", format!("{path} is still there after it was removed"), "look at the store's own log")),
     }
-    Ok((format!("{} writes, refuses to write over, reads, lists and removes", root.display()), stored, now))
+    Ok((format!("{place} writes, refuses to write over, reads, lists and removes"), stored, now))
 }
 
 async fn exercise(store: &dyn ObjectStore, path: &ObjectPath, env: &SystemEnv) -> Result<(DateTime<Utc>, DateTime<Utc>), Wrong> {
     const BODY: &[u8] = b"simulacro doctor";
     let advice = "look at the store's own log, and at its rights";
-    let failed = |e: StoreError| Wrong::of(&e, advice);
+    let failed = |e: StoreError| store_failed(&e);
     let create = || store.put_opts(path, BODY.into(), PutMode::Create.into());
     create().await.map_err(failed)?;
     let now = env.now();
@@ -362,8 +420,11 @@ async fn ledger(data: &Path) -> Outcome {
 }
 
 /// Every table of the lake can be opened and gives a row.
-async fn tables(data: &Path) -> Outcome {
-    if !data.join("lake").exists() {
+async fn tables(args: &DoctorArgs) -> Outcome {
+    let data = &args.data;
+    let in_folder = data.join("lake").exists();
+    let kept = kept_store(data).map_err(|e| Wrong::of(&e, "look at the rights on the data folder"))?;
+    if !in_folder && kept.is_none() {
         return Ok("none yet, the first run makes them".into());
     }
     let store = open_lake(data).map_err(|e| Wrong::of(&e, "correct --data"))?;
@@ -431,17 +492,47 @@ async fn registry(url: &str) -> Outcome {
     }
 }
 
+/// A secret that a channel of alerts needs: the variable that holds it, and what it must look like.
+struct Needed {
+    kind: Channel,
+    variable: String,
+}
+
+/// What the configured channels need; those that are named by hand have variables of fixed names.
+fn needed(args: &DoctorArgs, alerts: &AlertSettings) -> Vec<Needed> {
+    let of = |kind, variable: &str| Needed { kind, variable: variable.to_owned() };
+    let mut all: Vec<Needed> = Vec::new();
+    all.extend(alerts.pagerduty.iter().map(|p| of(Channel::Pagerduty, &p.routing_key_env)));
+    all.extend(alerts.slack.iter().map(|s| of(Channel::Slack, &s.webhook_url_env)));
+    all.extend(alerts.webhook.iter().filter_map(|w| w.token_env.as_deref()).map(|v| of(Channel::Token, v)));
+    for kind in &args.notifier {
+        all.push(of(
+            *kind,
+            match kind {
+                Channel::Webhook => "SIMULACRO_WEBHOOK_URL",
+                Channel::Slack => "SIMULACRO_SLACK_WEBHOOK_URL",
+                Channel::Pagerduty => "SIMULACRO_PAGERDUTY_ROUTING_KEY",
+                Channel::Token => "SIMULACRO_WEBHOOK_TOKEN",
+            },
+        ));
+    }
+    all
+}
+
 /// The secret of a channel is there and looks like one. The secret itself is never told.
-fn secret(channel: Channel, value: Option<&str>) -> Outcome {
-    let (variable, expected) = match channel {
-        Channel::Webhook => ("SIMULACRO_WEBHOOK_URL", "an address that begins with http:// or https://"),
-        Channel::Slack => ("SIMULACRO_SLACK_WEBHOOK_URL", "an address that begins with https://"),
-        Channel::Pagerduty => ("SIMULACRO_PAGERDUTY_ROUTING_KEY", "32 letters and digits"),
+fn secret(needed: &Needed, value: Option<&str>) -> Outcome {
+    let Needed { kind, variable } = needed;
+    let expected = match kind {
+        Channel::Webhook => "an address that begins with http:// or https://",
+        Channel::Slack => "an address that begins with https://",
+        Channel::Pagerduty => "32 letters and digits",
+        Channel::Token => "a token without spaces",
     };
-    let good = |v: &str| match channel {
+    let good = |v: &str| match kind {
         Channel::Webhook => v.starts_with("http://") || v.starts_with("https://"),
         Channel::Slack => v.starts_with("https://"),
         Channel::Pagerduty => v.len() == 32 && v.bytes().all(|b| b.is_ascii_alphanumeric()),
+        Channel::Token => !v.contains(char::is_whitespace),
     };
     match value.map(str::trim).filter(|v| !v.is_empty()) {
         None => Err(Wrong::new("secret_missing", format!("{variable} is not set"), format!("set {variable} to {expected}"))),
@@ -451,6 +542,33 @@ fn secret(channel: Channel, value: Option<&str>) -> Outcome {
             Err(Wrong::new("secret_malformed", found, format!("set {variable} to {expected}")))
         }
     }
+}
+
+/// The server of a ledger answers; whether the ledger is there yet is the first run's business.
+async fn ledger_server(url: &str, schema: &str) -> Outcome {
+    let server =
+        PostgresServer::parse(url, schema).map_err(|e| Wrong::of(&e, "write it as postgres://user@host:port/database"))?;
+    let server = PostgresServer { connect_timeout: CONNECT_MAX, ..server };
+    let place = server.address();
+    let tables = PostgresSource::new(server, postgres_config(std::num::NonZeroUsize::MIN));
+    tables.ping().await.map_err(|e| Wrong::of(&e, "look at the server's own log"))?;
+    Ok(format!("{place} answers, the ledger is schema {schema} in it"))
+}
+
+/// Every dimension that the API offers comes, with the columns of its contract.
+async fn dimensions(url: &str, names: &[String]) -> Outcome {
+    let settings = HttpDimensionsSettings { connect_timeout: CONNECT_MAX, ..dimension_settings(url, names) };
+    let api = HttpDimensions::new(settings).map_err(|e| Wrong::of(&e, "correct --dimensions"))?;
+    let mut came = Vec::new();
+    for name in api.offered() {
+        let dimension = Dimension::ALL.into_iter().find(|d| d.name() == name);
+        let Some(dimension) = dimension else { continue };
+        let advice = "look at the API's own log, and at SIMULACRO_DIMENSIONS_TOKEN";
+        let contract = dimension.contract().map_err(|e| Wrong::of(&e, "this program is damaged: install it again"))?;
+        api.fetch(&name, &contract.columns, None).await.map_err(|e| Wrong::of(&e, advice))?;
+        came.push(name);
+    }
+    Ok(format!("{url} has {}", came.join(", ")))
 }
 
 /// Every check, in order.
@@ -469,7 +587,7 @@ async fn examine(args: &DoctorArgs) -> Vec<Check> {
     let mut ours = env.now();
     out.push(if args.data.is_dir() {
         let tried = async {
-            let (found, at, now) = store(&args.data, &env).await?;
+            let (found, at, now) = store(args, &env).await?;
             (stored, ours) = (Some(at), now);
             Ok(found)
         };
@@ -477,8 +595,11 @@ async fn examine(args: &DoctorArgs) -> Vec<Check> {
     } else {
         left_out("store", "there is no data folder")
     });
-    out.push(within("tables", tables(&args.data)).await);
-    out.push(within("ledger", ledger(&args.data)).await);
+    out.push(within("tables", tables(args)).await);
+    out.push(match &args.ledger {
+        Some(url) => within("ledger", ledger_server(url, &args.ledger_schema)).await,
+        None => within("ledger", ledger(&args.data)).await,
+    });
     out.push(within("disk", async { disk(&args.data, args.free_mib) }).await);
     out.push(within("clock", async { clock(stored, ours) }).await);
     out.push(match &args.kafka {
@@ -489,17 +610,17 @@ async fn examine(args: &DoctorArgs) -> Vec<Check> {
         Some(url) => within("registry", registry(url)).await,
         None => left_out("registry", "--registry is not given"),
     });
-    if args.notifier.is_empty() {
-        out.push(left_out("notifier", "--notifier is not given, alerts go to the log"));
+    out.push(match &args.dimensions {
+        Some(url) => within("dimensions", dimensions(url, &args.dimension)).await,
+        None => left_out("dimensions", "--dimensions is not given"),
+    });
+    let secrets = needed(args, &given().alerts);
+    if secrets.is_empty() {
+        out.push(left_out("notifier", "no channel is configured that needs a secret, alerts go to the log"));
     }
-    for channel in &args.notifier {
-        let variable = match channel {
-            Channel::Webhook => "SIMULACRO_WEBHOOK_URL",
-            Channel::Slack => "SIMULACRO_SLACK_WEBHOOK_URL",
-            Channel::Pagerduty => "SIMULACRO_PAGERDUTY_ROUTING_KEY",
-        };
-        let value = std::env::var(variable).ok();
-        out.push(within("notifier", async { secret(*channel, value.as_deref()) }).await);
+    for needed in &secrets {
+        let value = std::env::var(&needed.variable).ok();
+        out.push(within("notifier", async { secret(needed, value.as_deref()) }).await);
     }
     out
 }
@@ -577,15 +698,18 @@ mod tests {
     #[test]
     fn a_secret_is_judged_and_never_told() {
         let key = "0123456789abcdef0123456789abcdef";
-        assert!(secret(Channel::Pagerduty, Some(key)).is_ok_and(|found| !found.contains(key)));
+        let needed = |kind| Needed { kind, variable: "TIENDA_SECRETO".into() };
+        assert!(secret(&needed(Channel::Pagerduty), Some(key)).is_ok_and(|found| !found.contains(key)));
         for (channel, value, code) in [
             (Channel::Pagerduty, Some("short"), "secret_malformed"),
             (Channel::Slack, Some("http://hooks.example/x"), "secret_malformed"),
+            (Channel::Token, Some("two words"), "secret_malformed"),
             (Channel::Webhook, Some("  "), "secret_missing"),
             (Channel::Webhook, None, "secret_missing"),
         ] {
-            let Err(wrong) = secret(channel, value) else { panic!("{value:?} is taken") };
+            let Err(wrong) = secret(&needed(channel), value) else { panic!("{value:?} is taken") };
             assert_eq!(wrong.code, code);
+            assert!(wrong.found.starts_with("TIENDA_SECRETO"), "{}", wrong.found);
             assert!(value.is_none_or(|v| v.trim().is_empty() || !wrong.found.contains(v)), "{}", wrong.found);
         }
     }

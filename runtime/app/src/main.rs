@@ -3,8 +3,10 @@
 
 mod backfill;
 mod batch;
+mod config;
 mod contract;
 mod demo;
+mod dimensions;
 mod doctor;
 mod models;
 mod options;
@@ -18,7 +20,7 @@ mod telemetry;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use simulacro_core::{batch::DayError, ports::PortError};
 
 use options::{Failure, default_config, load_contract, read};
@@ -45,7 +47,12 @@ use options::{Failure, default_config, load_contract, read};
   simulacro reconcile --data lake --date 1997-01-01
   simulacro slo status --data lake
   simulacro orchestrate --postgres postgres://lector@db.local/tienda --data lake --config orchestrate.toml
+  simulacro run --config platform.toml
   simulacro pause ecommerce_batch_daily --data lake --by ana --why 'stock-taking'
+
+Configuration: a flag, then a variable such as SIMULACRO__LAKE__STORE, then the TOML that --config or SIMULACRO_CONFIG names, with
+any of [source], [lake], [ledger], [batch], [dimensions], [kafka], [registry], [metrics], [stream], [orchestrator], [assets.NAME]
+and [alerts], then the default.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 held by a contract or a gate, 4 somebody else is at work there, or batch and stream differ by
 more than 5 %"
@@ -85,7 +92,12 @@ enum Command {
     Slo(slo::SloCommand),
     /// Compares a day's revenue of the batch with the stream's, per region, with the cause of each difference
     Reconcile(stream::ReconcileArgs),
-    /// Runs the assets on their schedules: waits for sources, tries again, alerts, resumes after a crash
+    /// Dimensions: refresh them, look at their versions
+    #[command(subcommand)]
+    Dimensions(dimensions::DimensionsCommand),
+    /// Runs the assets on their schedules: waits for sources, tries again, alerts, resumes after a crash. All services of a
+    /// configuration: simulacro run --config platform.toml
+    #[command(visible_alias = "run")]
     Orchestrate(orchestrate::OrchestrateArgs),
     /// Prints who leads, and each asset's next schedule, pause, breaker and newest runs
     Runs(orchestrate::RunsArgs),
@@ -110,6 +122,7 @@ async fn run(command: Command) -> Result<u8, Failure> {
         Command::StreamStatus(args) => stream::stream_status(args).await?,
         Command::Slo(command) => return slo::run(command).await,
         Command::Reconcile(args) => stream::reconcile(args).await?,
+        Command::Dimensions(command) => return dimensions::run(command).await,
         Command::Orchestrate(args) => orchestrate::orchestrate(args).await?,
         Command::Runs(args) => orchestrate::runs(args).await?,
         Command::Pause(args) => orchestrate::pause_asset(args).await?,
@@ -160,8 +173,17 @@ fn share_the_heap() {
 fn main() -> ExitCode {
     share_the_heap();
     end_with_the_reader();
-    let cli = Cli::parse();
     telemetry::init_logs();
+    let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    // What is no text is told by the parser.
+    let said: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
+    let cli = match config::arguments(&Cli::command(), said, variables.collect()) {
+        Ok(arguments) => Cli::parse_from(arguments),
+        Err(error) => {
+            explain(error.as_ref());
+            return ExitCode::from(2);
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {

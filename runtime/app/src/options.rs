@@ -25,6 +25,8 @@ use simulacro_core::{
 };
 use simulacro_lakehouse::copy::CopyLimits;
 
+use crate::config::given;
+
 /// Why a command ended.
 pub type Failure = Box<dyn std::error::Error>;
 
@@ -58,13 +60,16 @@ pub struct SourceArgs {
     /// Read customers and products from the tables clientes and productos beside the sales
     #[arg(long, requires = "postgres", conflicts_with = "dimensions")]
     pub dimension_tables: bool,
+    /// What the API offers; may be given more than once. Without it inventario, precios and productos
+    #[arg(long, value_parser = ["inventario", "precios", "productos"])]
+    pub dimension: Vec<String>,
 }
 
 /// Where tables and raw objects are kept.
 #[derive(Args, Debug, Clone, Default)]
 pub struct StoreArgs {
-    /// Where the lake is, for example s3://bucket, a bucket of its own, with the usual AWS_ variables; without it in the data folder. The
-    /// data folder remembers it, so that later commands need not say it
+    /// Where the lake is, for example s3://bucket or s3://bucket/folder, with the usual AWS_ variables; without it in the data
+    /// folder. The data folder remembers it, so that later commands need not say it
     #[arg(long)]
     pub store: Option<String>,
 }
@@ -72,7 +77,7 @@ pub struct StoreArgs {
 /// What a day is judged by and how it is run.
 #[derive(Args, Debug, Clone)]
 pub struct RunArgs {
-    /// TOML with source_policy, retry, alert_after_s and startup_s
+    /// TOML of a whole platform, or with source_policy, retry, alert_after_s and startup_s alone
     #[arg(long)]
     pub config: Option<PathBuf>,
     /// A contract that ships with the program (cdnow, ventas) or a file
@@ -112,9 +117,9 @@ impl SourceArgs {
             Arc::new(FromTables { tables: tables.clone(), names, rest, rows_max: CUSTOMERS_MAX })
         };
         let dimensions: Arc<dyn DimensionApi> = match (&self.dimensions, &self.source) {
-            _ if self.dimension_tables => from_tables(&Dimension::ALL, Arc::new(NoDimensions)),
+            _ if self.dimension_tables => from_tables(&[Dimension::Clientes, Dimension::Productos], Arc::new(NoDimensions)),
             (Some(url), _) => {
-                let api = HttpDimensions::new(dimension_settings(url))?;
+                let api = HttpDimensions::new(dimension_settings(url, &self.dimension))?;
                 from_tables(&[Dimension::Clientes], Arc::new(api))
             }
             (None, Some(folder)) => Arc::new(FolderDimensions::open(folder)?),
@@ -174,11 +179,12 @@ pub fn postgres_config(connections: NonZeroUsize) -> PostgresSourceConfig {
 }
 
 /// How the dimension API is asked, with waits that end well before the next round.
-fn dimension_settings(url: &str) -> HttpDimensionsSettings {
+pub fn dimension_settings(url: &str, offered: &[String]) -> HttpDimensionsSettings {
+    let all = || [Dimension::Inventario, Dimension::Precios, Dimension::Productos].map(|d| d.name().to_owned()).to_vec();
     HttpDimensionsSettings {
         url: url.to_owned(),
         token: std::env::var("SIMULACRO_DIMENSIONS_TOKEN").ok(),
-        offered: vec![Dimension::Productos.name().to_owned()],
+        offered: if offered.is_empty() { all() } else { offered.to_vec() },
         connect_timeout: Duration::from_secs(10),
         call_timeout: Duration::from_secs(30),
         fetch_timeout: Duration::from_secs(300),
@@ -222,13 +228,13 @@ pub fn load_contract(name: &str) -> Result<Contract, Failure> {
     Ok(Contract::parse(name, &read(Path::new(name))?)?)
 }
 
-/// The configuration in a file, or the default.
+/// The configuration in a file of this command's own, or that of the whole platform, or the default.
 ///
 /// # Errors
 /// When the file cannot be read, or has a key that is not known.
 pub fn load_config(path: Option<&Path>) -> Result<Config, Failure> {
     match path {
-        None => Ok(default_config()),
+        None => Ok(given().config()),
         Some(path) => toml::from_str(&read(path)?).map_err(|e| format!("config {}: {e}", path.display()).into()),
     }
 }

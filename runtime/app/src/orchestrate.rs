@@ -4,23 +4,21 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 
 use chrono::{DateTime, Utc};
 use clap::Args;
-use serde::Deserialize;
 use simulacro_adapters::{
-    AlertRouter, AlertSettings, KafkaConfig, KafkaLog, PostgresLedger, PostgresServer, PrometheusMetrics, SqliteLedger, SystemEnv,
+    AlertRouter, KafkaConfig, KafkaLog, PostgresLedger, PostgresServer, PrometheusMetrics, SqliteLedger, SystemEnv,
 };
 use simulacro_core::{
-    assets::{self, DailyBatch, Dimensions, LakeMaintenance, StreamingMonitor},
+    assets::{self, DailyBatch, Dimensions, LakeMaintenance, StreamingMonitor, UserFeatures},
     models::shipped,
-    orchestrator::{
-        Asset, AssetSettings, LoopConfig, Orchestrator, OrchestratorPorts, Plan, Status, Work, pause, resume, settled,
-    },
-    platform::Platform,
+    orchestrator::{Asset, Orchestrator, OrchestratorPorts, Plan, Status, Work, pause, resume, settled},
+    platform::Platform as RunningPlatform,
     ports::{Env, RunLedger},
     streaming::config::StreamConfig,
 };
 
 use crate::{
-    options::{Failure, SourceArgs, StoreArgs, default_config, load_contract, read},
+    config::{Platform, given},
+    options::{Failure, SourceArgs, StoreArgs, load_contract, read},
     telemetry,
 };
 
@@ -41,7 +39,7 @@ pub struct LedgerArgs {
     /// Schema of the ledger in PostgreSQL
     #[arg(long, default_value = "simulacro")]
     ledger_schema: String,
-    /// TOML with any of [orchestrator], [assets.NAME] and [alerts]
+    /// TOML of a whole platform, of which [orchestrator], [assets.NAME] and [alerts] are about this
     #[arg(long)]
     config: Option<PathBuf>,
 }
@@ -102,20 +100,12 @@ pub struct ResumeArgs {
     place: LedgerArgs,
 }
 
-/// The file of `--config`. A key that is not known is an error that names it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct File {
-    orchestrator: LoopConfig,
-    assets: BTreeMap<String, AssetSettings>,
-    alerts: AlertSettings,
-}
-
 impl LedgerArgs {
-    fn file(&self) -> Result<File, Failure> {
+    /// What the configuration says; a file that is none of a platform is told what one has.
+    fn file(&self) -> Result<Platform, Failure> {
         match &self.config {
-            None => Ok(File::default()),
-            Some(path) => toml::from_str(&read(path)?).map_err(|e| format!("config {}: {e}", path.display()).into()),
+            None => Ok(given()),
+            Some(path) => Platform::parse(&path.display().to_string(), &read(path)?, &BTreeMap::new()),
         }
     }
 
@@ -177,7 +167,7 @@ pub async fn orchestrate(args: OrchestrateArgs) -> Result<(), Failure> {
     // Everything that can be wrong in the arguments is read before anything is written.
     let file = args.place.file()?;
     file.orchestrator.check()?;
-    let mut run = vec![assets::ecommerce_batch_daily()?, assets::lake_maintenance()?];
+    let mut run = vec![assets::ecommerce_batch_daily()?, assets::ml_feature_engineering()?, assets::lake_maintenance()?];
     if args.kafka.is_some() {
         run.push(assets::ecommerce_streaming_monitor()?);
     }
@@ -196,10 +186,12 @@ pub async fn orchestrate(args: OrchestrateArgs) -> Result<(), Failure> {
         ports.ledger = ledger;
     }
     ports.notifier = Arc::new(router);
-    let platform = Arc::new(Platform::new(default_config(), contract, ports).with_models(&shipped()?.select("all")?)?);
+    let platform = RunningPlatform::new(file.config(), contract, ports);
+    let platform = Arc::new(platform.with_models(&shipped()?.select(file.batch.models.as_deref().unwrap_or("all"))?)?);
 
     let mut works: Vec<(Asset, Arc<dyn Work>)> = vec![
         (assets::ecommerce_batch_daily()?, Arc::new(DailyBatch { platform: platform.clone() })),
+        (assets::ml_feature_engineering()?, Arc::new(UserFeatures { platform: platform.clone() })),
         (assets::lake_maintenance()?, Arc::new(LakeMaintenance { platform: platform.clone() })),
     ];
     if has_dimensions {

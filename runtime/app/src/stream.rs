@@ -176,8 +176,8 @@ fn seeds(csv: &str) -> BTreeSet<String> {
 }
 
 fn load_config(path: Option<&Path>) -> Result<StreamConfig, Failure> {
-    let mut config = match path {
-        None => StreamConfig::specification(),
+    let mut config: StreamConfig = match path {
+        None => crate::config::given().stream.try_into().map_err(|e| format!("config [stream]: {e}"))?,
         Some(path) => toml::from_str(&read(path)?).map_err(|e| format!("config {}: {e}", path.display()))?,
     };
     config.regions.get_or_insert_with(|| seeds(include_str!("../../../contracts/seeds/regiones_validas.csv")));

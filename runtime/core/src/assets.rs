@@ -2,7 +2,7 @@
 //!
 //! Here, and nowhere in the orchestrator, is what an asset does. What this leaves out: assets with nothing to run yet.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chrono::NaiveDate;
@@ -11,7 +11,8 @@ use serde_json::json;
 use crate::{
     batch::{DayError, QUARANTINE, STAGING, state_of},
     contract::{Severity, check::QualityResult},
-    dimensions,
+    dimensions::{self, CLIENTES_DIM, Dimension},
+    models::{self, Project},
     orchestrator::{
         Asset, BreakerPolicy, Job, PlanError, RetryPolicy, Schedule, Slot, SourcePolicy, Work, WorkError, source_checks,
     },
@@ -22,6 +23,10 @@ use crate::{
 
 /// Name of the dimensions' asset.
 pub const DIMENSIONS: &str = "api_dimensiones";
+/// Name of the features' asset.
+pub const FEATURES: &str = "ml_feature_engineering";
+/// Model that the features are.
+const FEATURES_MODEL: &str = "user_features";
 /// Name of the weekly maintenance.
 pub const MAINTENANCE: &str = "lake_maintenance";
 /// Name of the stream's monitor.
@@ -74,6 +79,20 @@ pub fn api_dimensiones() -> Result<Asset, PlanError> {
         sla_s: None,
         // Facts are published with dimensions of up to a day ago.
         priority: 2,
+    })
+}
+
+/// `ml_feature_engineering`: at 06:30 UTC, when the day before must have been published, and after it.
+///
+/// # Errors
+/// None that a test does not exclude.
+pub fn ml_feature_engineering() -> Result<Asset, PlanError> {
+    Ok(Asset {
+        name: FEATURES.into(),
+        depends_on: vec![PIPELINE.into()],
+        schedule: Schedule::parse("30 6 * * *")?,
+        lag_days: 1,
+        ..api_dimensiones()?
     })
 }
 
@@ -175,8 +194,53 @@ impl Work for Dimensions {
     }
 }
 
+/// Makes and tests the features of users for a day that is staged, and loads them into the warehouse: for the models of
+/// machine learning that are trained after it. A day that is held or that nobody has staged gives no features.
+#[derive(Debug)]
+pub struct UserFeatures {
+    /// The platform whose users they are.
+    pub platform: Arc<Platform>,
+}
+
+impl UserFeatures {
+    fn project(&self) -> Result<Project> {
+        let all = match &self.platform.models {
+            Some(project) => project,
+            None => models::shipped()?,
+        };
+        all.select(FEATURES_MODEL).map_err(|e| PortError::permanent("choose the features of users").because(e))
+    }
+}
+
+#[async_trait]
+impl Work for UserFeatures {
+    async fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+    async fn checks(&self, _slot: Slot) -> Vec<QualityResult> {
+        Vec::new()
+    }
+    async fn floor(&self, fecha: NaiveDate) -> Result<i64> {
+        let (project, mut floor) = (self.project()?, 0);
+        for table in project.tables() {
+            floor = floor.max(self.platform.ports.lakehouse.last_epoch(table, fecha).await?.unwrap_or(0));
+        }
+        Ok(floor)
+    }
+    async fn run(&self, job: &Job) -> Result<serde_json::Value, WorkError> {
+        let project = self.project().map_err(WorkError::Port)?;
+        match self.platform.publish_models(&job.run, &project).await {
+            Ok(published) => Ok(serde_json::to_value(published).unwrap_or_default()),
+            Err(DayError::Held { gate, found, expected, .. }) => {
+                Err(WorkError::Held { gate: gate.into(), text: format!("found {found}, expected {expected}") })
+            }
+            Err(DayError::Port { source, .. }) => Err(WorkError::Port(source)),
+        }
+    }
+}
+
 /// Looks after the lake's tables: a checkpoint of each log, files of no version that is kept removed, and the sales of each
-/// day put in order of region.
+/// day put in order of region. Versions of dimensions go after the same time as the files of tables.
 #[derive(Debug)]
 pub struct LakeMaintenance {
     /// The platform whose lake it is.
@@ -198,7 +262,11 @@ impl Work for LakeMaintenance {
         let Ports { env, lakehouse, .. } = &self.platform.ports;
         let project = self.platform.project().map_err(WorkError::Port)?;
         let (mut tables, mut removed) = (Vec::new(), 0);
-        for table in [QUARANTINE, STAGING].into_iter().chain(project.tables()) {
+        let mut looked_after: Vec<&str> = vec![QUARANTINE, STAGING];
+        looked_after.extend(project.tables());
+        looked_after.extend(Dimension::ALL.map(Dimension::table));
+        looked_after.push(CLIENTES_DIM);
+        for table in looked_after {
             if !lakehouse.exists(table).await.map_err(WorkError::Port)? {
                 continue;
             }
@@ -218,7 +286,11 @@ impl Work for LakeMaintenance {
             let order = Optimize { table: STAGING.into(), z_order: vec!["region".into()], target_bytes: FILE_BYTES };
             rewritten = lakehouse.optimize(order).await.map_err(WorkError::Port)?.files_added;
         }
-        Ok(json!({ "tables": tables, "files_removed": removed, "files_rewritten": rewritten }))
+        let kept = Duration::from_secs(u64::from(VACUUM_HOURS_MIN) * 3_600);
+        let pruned = dimensions::prune(&self.platform.ports, kept).await.map_err(WorkError::Port)?.len();
+        let mut report = json!({ "tables": tables, "files_removed": removed, "files_rewritten": rewritten });
+        report["dimension_files_removed"] = pruned.into();
+        Ok(report)
     }
 }
 
@@ -288,7 +360,13 @@ impl Work for StreamingMonitor {
 /// # Errors
 /// None that a test does not exclude.
 pub fn all() -> Result<Vec<Asset>, PlanError> {
-    Ok(vec![api_dimensiones()?, ecommerce_batch_daily()?, ecommerce_streaming_monitor()?, lake_maintenance()?])
+    Ok(vec![
+        api_dimensiones()?,
+        ecommerce_batch_daily()?,
+        ecommerce_streaming_monitor()?,
+        lake_maintenance()?,
+        ml_feature_engineering()?,
+    ])
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! The one assembly: production and simulation differ in the `Ports` they hand in, and nowhere else.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::{
-    batch::{self, DayError, DayReport, Published, STAGING, state_of},
+    batch::{self, DayError, DayReport, Published, STAGING, TaskOutcome, TaskReport, Tasks, state_of},
     contract::Contract,
     dimensions::{self, FetchPolicy, Refreshed},
     history::recorded,
@@ -135,7 +135,12 @@ impl Platform {
                     return Err(error);
                 }
             };
+            let began = env.now();
             self.tell(&run, source_failed, &result).await;
+            let duration_ms = u64::try_from((env.now() - began).num_milliseconds()).unwrap_or(0);
+            let (task, outcome) = ("notificar".to_owned(), TaskOutcome::Succeeded);
+            let told = TaskReport { task, outcome, rows_in: 0, rows_out: 0, dropped: BTreeMap::new(), bytes: 0, duration_ms };
+            self.keep(&run, &[told]).await;
             return Ok(DayOutcome { run, attempts, result });
         }
     }
@@ -148,15 +153,12 @@ impl Platform {
     /// pipeline, and with code `ENOENT` for a day that staging has not.
     pub async fn run_models(&self, fecha: NaiveDate) -> Result<Published, DayError> {
         let at = |source| DayError::Port { fecha, source };
-        let (env, lakehouse) = (&self.ports.env, &self.ports.lakehouse);
+        let env = &self.ports.env;
         let project = self.project().map_err(at)?;
-        if lakehouse.last_epoch(STAGING, fecha).await.map_err(at)?.is_none() {
-            let what = format!("make models of {fecha}: found no such day in {STAGING}, expected one that was run");
-            return Err(at(PortError::permanent(what).code("ENOENT")));
-        }
+        self.staged(fecha).await?;
         let floor = self.epoch_floor(fecha).await.map_err(at)?;
         let mut run = self.ports.ledger.begin(PIPELINE, fecha, &env.new_id(), floor, env.now()).await.map_err(at)?;
-        let result = batch::publish(&self.ports, &project, fecha, run.epoch, env!("CARGO_PKG_VERSION"), None).await;
+        let result = self.publish_models(&run, &project).await;
         run.finished_at = Some(env.now());
         run.state = state_of(&result);
         run.report = match &result {
@@ -165,6 +167,31 @@ impl Platform {
         };
         run.report["kind"] = "models".into();
         self.ports.ledger.finish(&run).await.map_err(at)?;
+        result
+    }
+
+    /// Whether staging has a day.
+    async fn staged(&self, fecha: NaiveDate) -> Result<(), DayError> {
+        let at = |source| DayError::Port { fecha, source };
+        match self.ports.lakehouse.last_epoch(STAGING, fecha).await.map_err(at)? {
+            Some(_) => Ok(()),
+            None => {
+                let what = format!("make models of {fecha}: found no such day in {STAGING}, expected one that was run");
+                Err(at(PortError::permanent(what).code("ENOENT")))
+            }
+        }
+    }
+
+    /// Makes, tests and publishes the chosen models of a project for a staged day, under a run that the ledger has begun.
+    ///
+    /// # Errors
+    /// As for [`Platform::run_models`].
+    pub async fn publish_models(&self, run: &Run, project: &Project) -> Result<Published, DayError> {
+        self.staged(run.fecha).await?;
+        let mut tasks = Tasks::begin(self.ports.env.as_ref(), "models");
+        let version = env!("CARGO_PKG_VERSION");
+        let result = batch::publish(&self.ports, project, run.fecha, run.epoch, version, None, &mut tasks).await;
+        self.keep(run, &tasks.done(&result, |published| published.mart_rows)).await;
         result
     }
 
@@ -225,20 +252,32 @@ impl Platform {
         Ok(floor)
     }
 
-    /// Does the work of a run that the ledger has begun: from a source that answers to the mart.
+    /// Does the work of a run that the ledger has begun: from a source that answers to the mart. What each task came to is
+    /// kept in the ledger, whether or not the day was published.
     ///
     /// # Errors
     /// See [`batch::run_day`].
     pub async fn attempt_day(&self, run: &Run) -> Result<DayReport, DayError> {
-        let version = env!("CARGO_PKG_VERSION");
-        let project = self.project().map_err(|source| DayError::Port { fecha: run.fecha, source })?;
-        let report = batch::run_day(&self.ports, &self.contract, &project, run.fecha, run.epoch, version, self.fetching).await?;
-        let metrics: Vec<_> = report.tasks.iter().map(|task| task.metric(run, version)).collect();
-        // The day is published whether or not its numbers can be kept.
+        let (result, tasks) = self.attempt_tasks(run).await;
+        self.keep(run, &tasks).await;
+        result
+    }
+
+    async fn attempt_tasks(&self, run: &Run) -> (Result<DayReport, DayError>, Vec<TaskReport>) {
+        let (version, Run { fecha, epoch, .. }) = (env!("CARGO_PKG_VERSION"), run);
+        let project = match self.project() {
+            Ok(project) => project,
+            Err(source) => return (Err(DayError::Port { fecha: *fecha, source }), Vec::new()),
+        };
+        batch::run_day(&self.ports, &self.contract, &project, *fecha, *epoch, version, self.fetching).await
+    }
+
+    /// Keeps what tasks came to. The day is what it is whether or not its numbers can be kept.
+    async fn keep(&self, run: &Run, tasks: &[TaskReport]) {
+        let metrics: Vec<_> = tasks.iter().map(|task| task.metric(run, env!("CARGO_PKG_VERSION"))).collect();
         if let Err(e) = self.ports.ledger.put_metrics(&metrics).await {
             warn!(fecha = %run.fecha, epoch = run.epoch, error = %e.chain(), "metrics of the run not kept");
         }
-        Ok(report)
     }
 
     /// One try of a day: one run in the ledger.
@@ -254,21 +293,27 @@ impl Platform {
         let env = &self.ports.env;
         let mut run = self.ports.ledger.begin(PIPELINE, fecha, &env.new_id(), floor, env.now()).await.map_err(at)?;
         let config = &self.config;
+        let waiting = Tasks::begin(env.as_ref(), "verificar_fuentes");
         let source =
             verify_sources(&self.ports, &config.source_policy, config.alert_after_s, config.startup_s, scheduled, attempts).await;
         *source_failed = source.is_err();
-        let result = match source {
-            Err(source) => Err(DayError::Port { fecha, source }),
-            Ok(()) => self.attempt_day(&run).await,
+        let (result, tasks) = match source {
+            Err(source) => {
+                let result = Err(DayError::Port { fecha, source });
+                let tasks = waiting.done(&result, |_: &DayReport| 0);
+                (result, tasks)
+            }
+            Ok(()) => self.attempt_tasks(&run).await,
         };
         run.finished_at = Some(env.now());
         run.state = state_of(&result);
         run.report = match &result {
             Ok(report) => serde_json::to_value(report).unwrap_or_default(),
-            Err(error) => serde_json::json!({ "error": error.to_string() }),
+            Err(error) => serde_json::json!({ "error": error.to_string(), "tasks": tasks }),
         };
         // First the truth, then the news: a pager that is down must not leave a run open.
         self.ports.ledger.finish(&run).await.map_err(at)?;
+        self.keep(&run, &tasks).await;
         self.measure(&run, &result);
         match &result {
             Ok(report) => {

@@ -21,7 +21,10 @@ use crate::{
         Contract, Severity,
         check::{QualityResult, check_rows, check_source, check_volume, numbers},
     },
-    models::{At, Model, ModelTest, Project, run::absent},
+    models::{
+        At, Model, ModelTest, Project,
+        run::{Made, absent, with_made},
+    },
     ports::{Disposition, Input, Lakehouse, PartitionRead, PortError, Query, Result, TableSource},
 };
 
@@ -52,9 +55,24 @@ pub async fn test_models(
     day: NaiveDate,
     now: DateTime<Utc>,
 ) -> Result<Vec<Tested>> {
+    test_made(lakehouse, project, day, now, &Made::new()).await
+}
+
+/// The same as [`test_models`] for a day whose rows are made and not written yet.
+///
+/// # Errors
+/// As for [`test_models`].
+pub async fn test_made(
+    lakehouse: &dyn Lakehouse,
+    project: &Project,
+    day: NaiveDate,
+    now: DateTime<Utc>,
+    made: &Made,
+) -> Result<Vec<Tested>> {
     let absent = absent(lakehouse, project).await?;
     let at = At { day, now, version: "", absent: &absent };
     let (tests, query) = project.tests(&at);
+    let query = with_made(query, day, made);
     if tests.is_empty() {
         return Ok(Vec::new());
     }
@@ -66,7 +84,7 @@ pub async fn test_models(
     }
     let mut out = Vec::new();
     for (i, (model, test)) in tests.into_iter().enumerate() {
-        let rows = project.test(model, test, &at);
+        let rows = with_made(project.test(model, test, &at), day, made);
         let found = match &together {
             Ok(counts) => Ok(counts[i]),
             // One table that is not there must not hide how the others are.

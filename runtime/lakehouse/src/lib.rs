@@ -30,6 +30,7 @@ use chrono::NaiveDate;
 use deltalake::{
     DeltaTable, DeltaTableBuilder, DeltaTableError,
     datafusion::{
+        catalog::TableProvider,
         common::TableReference,
         execution::{runtime_env::RuntimeEnvBuilder, session_state::SessionStateBuilder},
         logical_expr::LogicalPlan,
@@ -73,6 +74,14 @@ pub struct DeltaLakehouse {
 
 fn days_since_epoch(fecha: NaiveDate) -> Option<i32> {
     i32::try_from((fecha - NaiveDate::default()).num_days()).ok()
+}
+
+fn register(
+    ctx: &SessionContext,
+    name: TableReference,
+    provider: Arc<dyn TableProvider>,
+) -> Result<(), deltalake::datafusion::error::DataFusionError> {
+    ctx.register_table(name, provider).map(|_| ())
 }
 
 impl DeltaLakehouse {
@@ -200,14 +209,24 @@ impl DeltaLakehouse {
                 let version = self.version_at(table, *at).await?;
                 self.travel(table, version).await?.table_provider().await.map_err(|e| failed(e.into()))?
             }
+            Input::Rows(rows) => ctx.read_batches(rows.iter().cloned()).map_err(|e| failed(e.into()))?.into_view(),
+            Input::DeltaWithDay { table, fecha, rows } => {
+                let day = ctx.read_batches(rows.iter().cloned()).map_err(|e| failed(e.into()))?;
+                let Some(table) = self.open(table).await? else {
+                    return register(ctx, reference, day.into_view()).map_err(|e| failed(e.into()));
+                };
+                let stored = table.table_provider().await.map_err(|e| failed(e.into()))?;
+                let other_days = col("fecha").not_eq(lit(ScalarValue::Date32(days_since_epoch(*fecha))));
+                let others = ctx.read_table(stored).and_then(|frame| frame.filter(other_days));
+                others.and_then(|frame| frame.union_by_name(day)).map_err(|e| failed(e.into()))?.into_view()
+            }
             Input::Parquet(files) => {
                 let paths: Vec<String> = files.iter().map(|f| format!("{ROOT}/{f}")).collect();
                 let frame = ctx.read_parquet(paths, ParquetReadOptions::default()).await.map_err(|e| failed(e.into()))?;
                 frame.into_view()
             }
         };
-        ctx.register_table(reference, provider).map_err(|e| failed(e.into()))?;
-        Ok(())
+        register(ctx, reference, provider).map_err(|e| failed(e.into()))
     }
 
     /// Plans a query in a session of its own.

@@ -90,6 +90,22 @@ impl S3 {
         panic!("the server is not ready: {}", fs::read_to_string(dir.join("log")).unwrap_or_default());
     }
 
+    /// The bucket.
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    /// What a program needs to find the server.
+    pub fn variables(&self) -> [(&'static str, String); 5] {
+        [
+            ("AWS_ENDPOINT", self.address.clone()),
+            ("AWS_ALLOW_HTTP", "true".into()),
+            ("AWS_REGION", "us-east-1".into()),
+            ("AWS_ACCESS_KEY_ID", self.key.clone()),
+            ("AWS_SECRET_ACCESS_KEY", self.secret.clone()),
+        ]
+    }
+
     /// A client as production builds it.
     pub fn store(&self) -> AmazonS3 {
         self.builder(&self.secret).build().expect("a complete configuration")

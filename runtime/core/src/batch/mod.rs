@@ -10,6 +10,7 @@ mod publish;
 mod raw;
 mod tasks;
 mod transform;
+mod unjudged;
 
 use std::collections::BTreeMap;
 
@@ -25,17 +26,17 @@ pub(crate) use hash::{OrderFreeHash, each_row, hex};
 pub use publish::Published;
 pub(crate) use publish::publish;
 pub use raw::{Manifest, ManifestFile, RawDay, RawLayout, arrow_schema, extract_raw};
-pub use tasks::TaskReport;
+pub(crate) use tasks::Tasks;
+pub use tasks::{TaskOutcome, TaskReport};
 pub(crate) use transform::UTC;
 
 use crate::{
     contract::Contract,
-    dimensions::{self, DimensionUse, FetchPolicy, NotChosen, StaleDimension},
+    dimensions::{self, Dimension, DimensionUse, FetchPolicy, NotChosen, StaleDimension},
     models::Project,
     ports::{Commit, DayWrite, Disposition, Input, PortError, Ports, Query, Result, RunState},
 };
 use raw::extract;
-use tasks::Tasks;
 use transform::{Families, classification, family_queries, staged};
 
 /// How often an idempotent call is made before its error counts.
@@ -110,12 +111,13 @@ pub enum DayError {
     },
 }
 
-/// Runs one day from the source to the marts, those of the project's chosen models. The caller holds the pipeline in the ledger.
+/// Runs one day from the source to the marts, those of the project's chosen models, and says what each task came to, also of
+/// a day that was not published. The caller holds the pipeline in the ledger.
 ///
 /// # Errors
-/// [`DayError::Held`] when a gate stops the day; [`DayError::Port`] otherwise. In both cases the warehouse still
-/// shows what it showed before, or the complete new day if only the answer was lost. So do the tables of the lake, unless it
-/// was the tests of the models (`model_tests`) that held the day: those judge what the tables then have.
+/// [`DayError::Held`] when a gate stops the day; [`DayError::Port`] otherwise. In both cases the marts of the lake and the
+/// warehouse still show what they showed before, or the complete new day if only the answer was lost; a failure in the middle
+/// of publishing leaves some marts with the new day, which has passed its tests. A held day is not in staging either.
 pub async fn run_day(
     ports: &Ports,
     contract: &Contract,
@@ -124,11 +126,34 @@ pub async fn run_day(
     epoch: i64,
     version: &str,
     fetching: FetchPolicy,
+) -> (Result<DayReport, DayError>, Vec<TaskReport>) {
+    let mut tasks = Tasks::begin(&*ports.env, "verificar_fuentes");
+    let mut result = day(ports, contract, project, (fecha, epoch), version, fetching, &mut tasks).await;
+    if matches!(result, Err(DayError::Held { .. })) {
+        unjudged::held(ports, fecha).await;
+    }
+    let tasks = tasks.done(&result, |report| report.fates.get("published").copied().unwrap_or(0));
+    if let Ok(report) = &mut result {
+        report.tasks.clone_from(&tasks);
+    }
+    (result, tasks)
+}
+
+/// The tasks of a day, one after the other.
+async fn day(
+    ports: &Ports,
+    contract: &Contract,
+    project: &Project,
+    run: (NaiveDate, i64),
+    version: &str,
+    fetching: FetchPolicy,
+    tasks: &mut Tasks<'_>,
 ) -> Result<DayReport, DayError> {
+    let (fecha, epoch) = run;
     let at = |source| DayError::Port { fecha, source };
     let held = |gate, found: String, expected: String| DayError::Held { fecha, gate, found, expected };
 
-    let mut tasks = Tasks::begin(&*ports.env);
+    unjudged::recover(ports, fecha).await.map_err(at)?;
     // A statement that a migration has made stale is prepared anew.
     let found = again(|| ports.tables.columns(&contract.table)).await.map_err(at)?;
     let differences = contract.differences(&found);
@@ -143,14 +168,20 @@ pub async fn run_day(
         return Err(held("schema_unchanged", found, expected));
     }
 
-    tasks.end("verificar_fuentes", 0, 0, BTreeMap::new(), 0);
+    tasks.end(0, 0, "extraer_ventas");
     // The volume is judged before the first row is read, so the raw gate takes no time of its own.
     let raw = extract(ports, contract, fecha).await?;
-    // The facts are safe by now, whatever becomes of the dimensions.
-    let chosen = dimensions::choose(ports, fetching).await.map_err(|e| not_chosen(fecha, e))?;
     let rows = raw.manifest.rows;
-    tasks.end("extraer_ventas", rows, rows, BTreeMap::new(), raw.manifest.files.iter().map(|f| f.bytes).sum());
-    tasks.end("quality_gate_raw", rows, rows, BTreeMap::new(), 0);
+    tasks.found(rows, BTreeMap::new());
+    tasks.end(rows, raw.manifest.files.iter().map(|f| f.bytes).sum(), "quality_gate_raw");
+    tasks.found(rows, BTreeMap::new());
+    tasks.end(rows, 0, "extraer_clientes");
+    // The facts are safe by now, whatever becomes of the dimensions.
+    let chosen = dimensions::choose(ports, fetching, fecha).await.map_err(|e| not_chosen(fecha, e))?;
+    let clientes = chosen.iter().find(|c| c.dimension == Dimension::Clientes).map(|c| &c.version);
+    tasks.found(clientes.map_or(0, |v| v.rows), BTreeMap::new());
+    tasks.end(clientes.map_or(0, |v| v.rows), clientes.map_or(0, |v| v.bytes), "transformar");
+    tasks.found(rows, BTreeMap::new());
     let inputs = vec![("ventas".to_owned(), Input::Parquet(raw.paths()))];
     let classified = classification(contract, &families(ports, &inputs, rows).await.map_err(at)?);
     let counts = Query {
@@ -186,6 +217,9 @@ pub async fn run_day(
     // A row without a fate, or with two, is our own mistake and must never be published.
     assert_eq!(report.fates.values().sum::<u64>(), rows, "the fates of {fecha} do not balance");
 
+    let published = report.fates.get("published").copied().unwrap_or(0);
+    let dropped = report.fates.iter().filter(|(fate, _)| *fate != "published").map(|(f, n)| (f.clone(), *n)).collect();
+    tasks.found(rows, dropped);
     let quarantined = report.fates.get("quarantined").copied().unwrap_or(0);
     let (numerator, denominator) = contract.quarantine_share_max;
     let too_many = u128::from(quarantined) * u128::from(denominator) > u128::from(numerator) * u128::from(rows);
@@ -218,7 +252,6 @@ pub async fn run_day(
         return Err(held("quality_gate_final", format!("revenue of {} cents", report.revenue_cents), "more than 0".into()));
     }
 
-    let published = report.fates.get("published").copied().unwrap_or(0);
     if let Some((found, expected)) = mean::shifted(ports, contract, fecha, report.revenue_cents, published).await.map_err(at)? {
         return Err(held("mean_shift", found, expected));
     }
@@ -236,15 +269,13 @@ pub async fn run_day(
             report.unknown = enrichment.unknown.keys().enumerate().map(|(n, name)| (name.clone(), count(n + 1))).collect();
         }
     }
-    let query = Query { sql: staged(&classified, &enrichment, &stamp.to_string()), inputs };
+    let query = Query { sql: staged(&classified, &enrichment, &stamp.to_string()).map_err(at)?, inputs };
+    unjudged::note(ports, fecha, epoch).await.map_err(at)?;
     write(ports, DayWrite { table: STAGING.into(), fecha, epoch, query }).await.map_err(at)?;
-
-    let dropped = report.fates.iter().filter(|(fate, _)| *fate != "published").map(|(f, n)| (f.clone(), *n)).collect();
-    tasks.end("transformar", rows, published, dropped, 0);
-    report.published = publish(ports, project, fecha, epoch, version, Some(report.revenue_cents)).await?;
-    tasks.end("models", published, report.published.mart_rows, BTreeMap::new(), 0);
-    // The revenue was judged from the same counts before anything was written, and the mart has it to the cent.
-    tasks.end("quality_gate_final", published, published, BTreeMap::new(), 0);
+    tasks.end(published, 0, "models");
+    tasks.found(published, BTreeMap::new());
+    report.published = publish(ports, project, fecha, epoch, version, Some(report.revenue_cents), tasks).await?;
+    unjudged::judged(ports, fecha).await;
     // The day is published; a promise that is not remembered is remembered with the next one.
     if let Err(e) = nullability::remember(ports, contract, promised).await {
         tracing::warn!(%fecha, epoch, error = %e.chain(), "what the source keeps from being null is not remembered");
@@ -253,7 +284,8 @@ pub async fn run_day(
         // A log that could not be looked after is as readable as before; the history has the error.
         let _ = ports.lakehouse.maintain(table).await;
     }
-    report.tasks = tasks.done();
+    // The revenue was judged from the same counts before anything was written, and the mart has it to the cent.
+    tasks.found(published, BTreeMap::new());
     Ok(report)
 }
 

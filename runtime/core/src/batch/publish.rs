@@ -1,7 +1,8 @@
 //! From staging to what people read: the models of the day, their tests, and the warehouse.
 //!
-//! The warehouse shows a day only when its models have passed their tests. The tables of the lake have the rows that were
-//! judged, so that a day that is held can be looked at.
+//! The rows of the day are made in memory, tested as if they stood in their tables, and written only when they have passed:
+//! neither a mart of the lake nor the warehouse ever shows a day that is held. Later days that have read this one are made
+//! again after it, and are not tested once more.
 
 use std::collections::BTreeMap;
 
@@ -14,14 +15,14 @@ use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::{DayError, MART, again};
+use super::{DayError, MART, Tasks, again};
 use crate::{
     contract::{Severity, check::QualityResult, ident},
     models::{
         Model, Project,
-        run::{Batch, run_models},
+        run::{Batch, make_day, write_models},
     },
-    ports::{Input, PortError, Ports, Query, Result},
+    ports::{Input, PortError, Ports, Query, Result, Rows},
     quality,
 };
 
@@ -38,9 +39,11 @@ pub struct Published {
     pub mart_rows: u64,
 }
 
-/// Makes the chosen models for a staged day, tests them, and loads the marts among them into the warehouse.
+/// Makes the chosen models for a staged day, tests them, and only then writes them and loads the marts among them into the
+/// warehouse.
 ///
-/// `staged_cents` is the revenue of the staged day, where the caller knows it: the mart must have the same.
+/// `staged_cents` is the revenue of the staged day, where the caller knows it: the mart must have the same. The task that
+/// runs is `models`; afterwards it is `quality_gate_final`.
 pub(crate) async fn publish(
     ports: &Ports,
     project: &Project,
@@ -48,15 +51,18 @@ pub(crate) async fn publish(
     epoch: i64,
     version: &str,
     staged_cents: Option<i64>,
+    tasks: &mut Tasks<'_>,
 ) -> Result<Published, DayError> {
     let at = |source| DayError::Port { fecha, source };
     let mut out = Published::default();
     let batch = Batch { days: [fecha].into(), epoch, now: ports.env.now(), version: version.into() };
-    let made = run_models(ports.lakehouse.as_ref(), project, &batch).await.map_err(at)?.made;
-    for (step, ..) in &made {
-        *out.models.entry(step.model.clone()).or_default() += 1;
-    }
-    let test = || quality::test_models(ports.lakehouse.as_ref(), project, fecha, ports.env.now());
+    let lakehouse = ports.lakehouse.as_ref();
+    let rows = make_day(lakehouse, project, fecha, &batch).await.map_err(at)?;
+    let count = |rows: &Rows| rows.iter().map(|b| b.num_rows() as u64).sum::<u64>();
+    let made: u64 = rows.values().map(count).sum();
+    tasks.end(made, 0, "model_tests");
+    tasks.found(made, BTreeMap::new());
+    let test = || quality::test_made(lakehouse, project, fecha, ports.env.now(), &rows);
     let tested = again(test).await.map_err(at)?;
     out.tests = tested.len() as u64;
     let results: Vec<QualityResult> = tested.iter().map(|t| t.result.clone()).collect();
@@ -71,15 +77,22 @@ pub(crate) async fn publish(
         let expected = format!("0 rows in each of {} tests", tested.len());
         return Err(DayError::Held { fecha, gate: "model_tests", found: broken.join("; "), expected });
     }
-    for (step, epoch, _) in &made {
-        let Some(model) = project.model(&step.model).filter(|m| m.layer == "marts") else { continue };
-        let rows = day(ports, model, step.fecha).await.map_err(at)?;
-        if model.table == MART && step.fecha == fecha {
-            out.mart_rows = rows.iter().map(|b| b.num_rows() as u64).sum();
-            if let Some(staged) = staged_cents {
-                balance(&rows, staged).map_err(at)?;
-            }
+    if let Some(mart) = rows.get(MART) {
+        out.mart_rows = count(mart);
+        if let Some(staged) = staged_cents {
+            balance(mart, staged).map_err(at)?;
         }
+    }
+    let written = write_models(lakehouse, project, &batch, Some((fecha, &rows))).await.map_err(at)?.made;
+    for (step, ..) in &written {
+        *out.models.entry(step.model.clone()).or_default() += 1;
+    }
+    for (step, epoch, _) in &written {
+        let Some(model) = project.model(&step.model).filter(|m| m.layer == "marts") else { continue };
+        let rows = match rows.get(&model.table).filter(|_| step.fecha == fecha) {
+            Some(rows) => rows.as_ref().clone(),
+            None => day(ports, model, step.fecha).await.map_err(at)?,
+        };
         // Analysts see the day only when the mart has it.
         let table = format!("analytics.{}", model.name);
         again(|| ports.warehouse.load_day(&table, step.fecha, *epoch, rows.clone())).await.map_err(at)?;
@@ -88,6 +101,7 @@ pub(crate) async fn publish(
         // A log that could not be looked after is as readable as before; the history has the error.
         let _ = ports.lakehouse.maintain(table).await;
     }
+    tasks.end(made, 0, "quality_gate_final");
     Ok(out)
 }
 

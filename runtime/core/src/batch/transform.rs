@@ -1,6 +1,11 @@
 //! The statements over a raw day: which fate each row has, and what staging and the mart hold of it.
 
-use crate::{contract::Contract, dimensions::Enrichment};
+use super::STAGING;
+use crate::{
+    contract::{Contract, catalogue, ident, text},
+    dimensions::Enrichment,
+    ports::{PortError, Result},
+};
 
 pub(crate) const UTC: &str = "'Timestamp(Microsecond, Some(\"UTC\"))'";
 
@@ -22,7 +27,7 @@ const COUNTED_ROWS: u64 = 1 << 21;
 /// Which rows of a day have to be compared with others. All others stand alone: their fate is told by themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Families {
-    /// The rows of these families, ascending, and those without an order.
+    /// The rows of these families, ascending.
     Some(Vec<i64>),
     /// There are too many to be named: every row is compared.
     All,
@@ -48,6 +53,15 @@ impl Families {
         if found.len() > FAMILIES_MAX { Self::All } else { Self::Some(found) }
     }
 }
+/// The contract of staging.
+fn staging() -> Result<Contract> {
+    let contracts = catalogue::shipped().map_err(|e| PortError::permanent("read the contracts that ship").because(e))?;
+    let found = contracts.into_iter().find(|c| c.physical_name == STAGING);
+    found.ok_or_else(|| PortError::permanent(format!("find the contract of {STAGING} among those that ship")))
+}
+
+/// Columns of a sale without which staging does not take it; the others that it requires are computed from these.
+const REQUIRED: [&str; 7] = ["order_id", "user_id", "product_id", "monto", "region", "timestamp_venta", "fecha"];
 
 /// The statement that gives each raw row its one fate.
 ///
@@ -55,7 +69,11 @@ impl Families {
 /// that contradict each other under one `order_id` are all quarantined, and the rest is published. Only rows of `families`
 /// are compared with each other.
 pub(super) fn classification(contract: &Contract, families: &Families) -> String {
-    let clauses = || contract.clauses.iter().map(|c| (c.name.as_str(), c.broken_when.as_str())).chain([NETO]);
+    // What the source may leave out and staging may not.
+    let required = REQUIRED.iter().map(|c| (format!("{c}.required"), format!("{c} IS NULL")));
+    let required: Vec<_> = required.filter(|(name, _)| contract.clauses.iter().all(|c| c.name != *name)).collect();
+    let own = contract.clauses.iter().map(|c| (c.name.as_str(), c.broken_when.as_str()));
+    let clauses = || own.clone().chain(required.iter().map(|(n, b)| (n.as_str(), b.as_str()))).chain([NETO]);
     let any_broken = clauses().map(|(_, broken_when)| broken_when).collect::<Vec<_>>().join(" OR ");
     let names = clauses()
         .map(|(name, broken_when)| format!("CASE WHEN {broken_when} THEN '{}' END", name.replace('\'', "''")))
@@ -96,14 +114,13 @@ pub(super) fn classification(contract: &Contract, families: &Families) -> String
             judged(rows)
         )
     };
-    // A row without an order belongs to every family, unless its contract wants one: then its own verdict is its fate.
-    let orderless = if contract.field("order_id").is_some_and(|f| f.required) { "false" } else { "order_id IS NULL" };
+    // A row without an order is quarantined, so it belongs to no family.
     match families {
         Families::All => compared("true"),
-        Families::Some(families) if families.is_empty() && orderless == "false" => alone("true"),
+        Families::Some(families) if families.is_empty() => alone("true"),
         Families::Some(families) => {
-            let named = families.iter().map(i64::to_string).chain(["NULL".to_owned()]).collect::<Vec<_>>().join(", ");
-            let within = format!("({orderless} OR coalesce({FAMILY} IN ({named}), false))");
+            let named = families.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+            let within = format!("coalesce({FAMILY} IN ({named}), false)");
             format!("{} UNION ALL {}", alone(&format!("NOT {within}")), compared(&within))
         }
     }
@@ -112,12 +129,20 @@ pub(super) fn classification(contract: &Contract, families: &Families) -> String
 /// The statement that gives staging its rows: those published, each exactly once, with what the dimensions tell of them.
 ///
 /// A left join: a customer or product that a dimension does not know gives null, never a lost row.
-pub(super) fn staged(classified: &str, enrichment: &Enrichment, stamp: &str) -> String {
+/// A null in a column that the contract of staging requires is an error, also for whoever writes to the table later.
+///
+/// # Errors
+/// When that contract does not ship, which a test excludes.
+pub(super) fn staged(classified: &str, enrichment: &Enrichment, stamp: &str) -> Result<String> {
     let Enrichment { columns, joins, .. } = enrichment;
-    format!(
-        "SELECT v.order_id, v.user_id, v.product_id, v.monto AS monto_bruto, v.descuento,
+    let contract = staging()?;
+    let guards = contract.required_columns().map(|c| format!("not_null({0}, {1}) AS {0}", ident(c), text(c)));
+    let guards = guards.collect::<Vec<_>>().join(", ");
+    Ok(format!(
+        "SELECT * REPLACE ({guards}) FROM (
+         SELECT v.order_id, v.user_id, v.product_id, v.monto AS monto_bruto, v.descuento,
                 CAST(v.monto - v.descuento AS DECIMAL(10,2)) AS monto_neto, v.region, v.timestamp_venta, v.fecha,
                 arrow_cast('{stamp}', {UTC}) AS _loaded_at, v._source_hash, {columns}
-         FROM ({classified}) AS v{joins} WHERE v.fate = 'published'"
-    )
+         FROM ({classified}) AS v{joins} WHERE v.fate = 'published')"
+    ))
 }

@@ -259,6 +259,11 @@ pub(crate) fn instant<Tz: chrono::TimeZone>(at: &DateTime<Tz>) -> String {
 }
 
 impl Contract {
+    /// Columns that are never null, in order.
+    pub fn required_columns(&self) -> impl Iterator<Item = &str> {
+        self.fields.iter().filter(|f| f.required).map(|f| f.name.as_str())
+    }
+
     /// All differences between the contract and `found`; none when they agree. The order of columns does not matter.
     ///
     /// A [`Column`] does not say whether it may be null; [`Contract::declared_differences`] compares that too.

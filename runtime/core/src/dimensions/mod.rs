@@ -10,17 +10,23 @@
 //! version before serves for as long as the contract of its table lets it be stale, with one alert and a mark in the day's
 //! report; after that the day is held. Facts never degrade.
 //!
-//! What this leaves out: who calls it when, which is the orchestrator's, and enriching a day by the customers of that day:
-//! a day that is run again takes them as they are now.
+//! A day takes the customers as they were on the morning after it, when its run is due. A run that comes later finds them in
+//! their history, [`CLIENTES_DIM`], so that a day that is run again is what it was; a day older than the history takes the
+//! first customers that are known. Products have no history, and a day takes those of its run.
+//!
+//! What this leaves out: who calls it when, which is the orchestrator's.
 
 pub mod decode;
 pub mod from_tables;
 pub mod paged;
+mod prune;
+
+pub use prune::prune;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use arrow::record_batch::RecordBatch;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use futures::TryStreamExt;
 use object_store::{Error as StoreError, ObjectStoreExt, PutMode, path::Path};
 use parquet::{arrow::ArrowWriter, basic::Compression, file::properties::WriterProperties};
@@ -47,13 +53,17 @@ const LEFT_AFTER: Duration = Duration::from_secs(86_400);
 /// How often a manifest is tried to be written while rivals write theirs.
 const RIVALS: u32 = 8;
 
-/// A dimension that enriches the sales.
+/// A dimension. Customers and products enrich the sales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dimension {
     /// Customers, from the source's table, once a day: `extraer_clientes`.
     Clientes,
-    /// Products, from the API, every six hours: `api_dimensiones`.
+    /// Pieces in stock, from the API, every six hours: `api_dimensiones`.
+    Inventario,
+    /// Prices, from the API, every six hours.
+    Precios,
+    /// Products, from the API, every six hours.
     Productos,
 }
 
@@ -65,12 +75,14 @@ impl fmt::Display for Dimension {
 
 impl Dimension {
     /// All, in order of name.
-    pub const ALL: [Self; 2] = [Self::Clientes, Self::Productos];
+    pub const ALL: [Self; 4] = [Self::Clientes, Self::Inventario, Self::Precios, Self::Productos];
 
     /// Its name, at the service and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Clientes => "clientes",
+            Self::Inventario => "inventario",
+            Self::Precios => "precios",
             Self::Productos => "productos",
         }
     }
@@ -79,15 +91,16 @@ impl Dimension {
     pub fn key(self) -> &'static str {
         match self {
             Self::Clientes => "user_id",
-            Self::Productos => "product_id",
+            Self::Inventario | Self::Precios | Self::Productos => "product_id",
         }
     }
 
-    /// The columns that it adds to a sale.
-    pub fn adds(self) -> [&'static str; 2] {
+    /// The columns that it adds to a sale; a dimension that adds none is not asked for by a day's run.
+    pub fn adds(self) -> &'static [&'static str] {
         match self {
-            Self::Clientes => ["segmento", "pais"],
-            Self::Productos => ["categoria", "marca"],
+            Self::Clientes => &["segmento", "pais"],
+            Self::Inventario | Self::Precios => &[],
+            Self::Productos => &["categoria", "marca"],
         }
     }
 
@@ -95,6 +108,8 @@ impl Dimension {
     pub fn table(self) -> &'static str {
         match self {
             Self::Clientes => "dim/clientes",
+            Self::Inventario => "dim/inventario_dim",
+            Self::Precios => "dim/precios_dim",
             Self::Productos => "dim/productos_dim",
         }
     }
@@ -104,7 +119,7 @@ impl Dimension {
     fn fresh_for(self) -> Duration {
         match self {
             Self::Clientes => Duration::ZERO,
-            Self::Productos => Duration::from_secs(6 * 3_600),
+            Self::Inventario | Self::Precios | Self::Productos => Duration::from_secs(6 * 3_600),
         }
     }
 
@@ -199,6 +214,9 @@ pub struct DimensionUse {
     pub confirmed_at: DateTime<Utc>,
     /// Rows.
     pub rows: u64,
+    /// Set when the day took the rows that held on an earlier day than the version's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_of: Option<NaiveDate>,
 }
 
 /// A dimension that a day was enriched with although it is not the present one: what is shown as "datos parciales".
@@ -223,13 +241,15 @@ pub struct Chosen {
     pub version: Version,
     /// Set when it is not the present one.
     pub stale: Option<StaleDimension>,
+    /// The day whose rows are taken from the dimension's history; `None` for those of the version.
+    pub as_of: Option<NaiveDate>,
 }
 
 impl Chosen {
     /// The reference for a report.
     pub fn reference(&self) -> DimensionUse {
         let Version { version, content_hash, etag, confirmed_at, rows, .. } = self.version.clone();
-        DimensionUse { dimension: self.dimension, version, content_hash, etag, confirmed_at, rows }
+        DimensionUse { dimension: self.dimension, version, content_hash, etag, confirmed_at, rows, as_of: self.as_of }
     }
 }
 
@@ -321,6 +341,18 @@ pub async fn newest(ports: &Ports, dimension: Dimension) -> Result<Option<Versio
             .map_err(|e| PortError::permanent(format!("read manifest {path}: found a damaged file")).because(e))
     })
     .await
+}
+
+/// When the rows of a dimension's table were last known to be true; `None` for a table of none, or before its first version.
+///
+/// # Errors
+/// As for [`newest`].
+pub async fn confirmed(ports: &Ports, table: &str) -> Result<Option<DateTime<Utc>>> {
+    let of_customers = (table == CLIENTES_DIM).then_some(Dimension::Clientes);
+    let Some(dimension) = of_customers.or_else(|| Dimension::ALL.into_iter().find(|d| d.table() == table)) else {
+        return Ok(None);
+    };
+    Ok(newest(ports, dimension).await?.map(|version| version.confirmed_at))
 }
 
 /// Writes the manifest of the next version, made by `next` from the newest one, and so makes it visible.
@@ -434,8 +466,8 @@ async fn accept(ports: &Ports, dimension: Dimension, contract: &Contract, snapsh
         Some(same) => (same.file, same.bytes, same.sha256),
         None => {
             let sha256 = hex(&Sha256::digest(&bytes));
-            // Named by its bytes, so that a rival with other rows writes another object.
-            let path = Path::from(format!("{}/part-{sha256}.parquet", folder(dimension)));
+            // Of this snapshot alone: no rival writes another one there, and no pruning of old copies can mean it.
+            let path = Path::from(format!("{}/part-{sha256}-{}.parquet", folder(dimension), ports.env.new_id()));
             // Judged under a name of its own, which nobody else takes away.
             sweep(ports, dimension).await.map_err(mine)?;
             let candidate = Path::from(format!("{}/{}.parquet", candidates(dimension), ports.env.new_id()));
@@ -503,7 +535,7 @@ async fn publish(ports: &Ports, dimension: Dimension, contract: &Contract, versi
     let mark = Writer { writer: dimension.name().to_owned(), epoch: i64::try_from(version.published).unwrap_or(i64::MAX) };
     let (table, keys) = (dimension.table().to_owned(), vec![dimension.key().to_owned()]);
     match dimension {
-        Dimension::Productos => {
+        Dimension::Inventario | Dimension::Precios | Dimension::Productos => {
             let write = TableWrite { table, mark, query };
             again(|| ports.lakehouse.overwrite_table(write.clone())).await?;
         }
@@ -512,7 +544,7 @@ async fn publish(ports: &Ports, dimension: Dimension, contract: &Contract, versi
                 table: CLIENTES_DIM.to_owned(),
                 mark: mark.clone(),
                 keys: keys.clone(),
-                tracked: dimension.adds().map(str::to_owned).to_vec(),
+                tracked: dimension.adds().iter().map(|c| (*c).to_owned()).collect(),
                 effective: Effective::Date(version.loaded_at.date_naive()),
                 absent: Absent::Ends,
                 period: Period { from: "valido_desde".into(), to: "valido_hasta".into(), current: "es_actual".into() },
@@ -671,7 +703,7 @@ async fn degrade(ports: &Ports, dimension: Dimension, source: PortError) -> Resu
     }
     tracing::warn!(%dimension, version = version.version, age_s = old.as_secs(), %why, "stale dimension serves");
     let stale = StaleDimension { dimension, version: version.version, age_s: old.as_secs(), why };
-    Ok(Chosen { dimension, version, stale: Some(stale) })
+    Ok(Chosen { dimension, version, stale: Some(stale), as_of: None })
 }
 
 fn offered(ports: &Ports) -> Vec<Dimension> {
@@ -679,23 +711,44 @@ fn offered(ports: &Ports) -> Vec<Dimension> {
     Dimension::ALL.into_iter().filter(|d| names.iter().any(|n| n == d.name())).collect()
 }
 
+/// The day whose customers a day takes, when the version's are of a later one: the day after, or the first that is known.
+async fn as_of(ports: &Ports, version: &Version, fecha: NaiveDate) -> Result<Option<NaiveDate>> {
+    let due = fecha.succ_opt().unwrap_or(fecha);
+    if version.loaded_at.date_naive() <= due || !ports.lakehouse.exists(CLIENTES_DIM).await? {
+        return Ok(None);
+    }
+    let query = Query {
+        sql: "SELECT coalesce(CAST(min(valido_desde) AS VARCHAR), '') FROM t".into(),
+        inputs: vec![("t".to_owned(), Input::Delta(CLIENTES_DIM.to_owned()))],
+    };
+    let mut first = None;
+    for batch in again(|| ports.lakehouse.query(&query)).await? {
+        first = strings(&batch, 0)?.first().and_then(|day| day.parse().ok());
+    }
+    Ok(first.map(|first: NaiveDate| first.max(due)).filter(|day| *day < version.loaded_at.date_naive()))
+}
+
 /// The versions that a day is enriched with, one for each dimension that is offered. Asks for what is not fresh.
 ///
 /// # Errors
 /// [`NotChosen::TooOld`] when a dimension does not come and no version may serve instead.
-pub async fn choose(ports: &Ports, policy: FetchPolicy) -> Result<Vec<Chosen>, NotChosen> {
+pub async fn choose(ports: &Ports, policy: FetchPolicy, fecha: NaiveDate) -> Result<Vec<Chosen>, NotChosen> {
     let mut chosen = Vec::new();
-    for dimension in offered(ports) {
+    for dimension in offered(ports).into_iter().filter(|d| !d.adds().is_empty()) {
         let newest = newest(ports, dimension).await.map_err(NotChosen::Port)?;
         let fresh = newest.filter(|v| age(v, ports.env.now()) < dimension.fresh_for());
-        chosen.push(match fresh {
-            Some(version) => Chosen { dimension, version, stale: None },
+        let mut taken = match fresh {
+            Some(version) => Chosen { dimension, version, stale: None, as_of: None },
             None => match refresh(ports, policy, dimension).await {
-                Ok(version) => Chosen { dimension, version, stale: None },
+                Ok(version) => Chosen { dimension, version, stale: None, as_of: None },
                 Err(NotRefreshed::Source(source)) => degrade(ports, dimension, source).await?,
                 Err(NotRefreshed::Port(error)) => return Err(NotChosen::Port(error)),
             },
-        });
+        };
+        if dimension == Dimension::Clientes {
+            taken.as_of = as_of(ports, &taken.version, fecha).await.map_err(NotChosen::Port)?;
+        }
+        chosen.push(taken);
     }
     Ok(chosen)
 }
@@ -736,7 +789,7 @@ pub async fn refresh_api(ports: &Ports, policy: FetchPolicy) -> Result<Vec<Refre
 }
 
 /// Which statement parts a day's enrichment needs: the columns that staging selects, the joins, and the inputs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Enrichment {
     /// `segmento`, `pais`, `categoria` and `marca`, each from its dimension or null.
     pub columns: String,
@@ -755,13 +808,23 @@ pub fn enrichment(chosen: &[Chosen]) -> Enrichment {
     for dimension in Dimension::ALL {
         let (name, key) = (dimension.name(), dimension.key());
         match chosen.iter().find(|c| c.dimension == dimension) {
-            Some(Chosen { version, .. }) => {
-                columns.extend(dimension.adds().map(|c| format!("CAST({name}.{c} AS VARCHAR) AS {c}")));
-                joins.push_str(&format!(" LEFT JOIN {name} ON v.{key} = {name}.{key}"));
-                inputs.push((name.to_owned(), Input::Parquet(vec![version.file.clone()])));
+            Some(Chosen { version, as_of, .. }) => {
+                columns.extend(dimension.adds().iter().map(|c| format!("CAST({name}.{c} AS VARCHAR) AS {c}")));
+                // A customer has at most one version that holds on a day.
+                let (rows, input) = match as_of {
+                    None => (name.to_owned(), Input::Parquet(vec![version.file.clone()])),
+                    Some(day) => {
+                        let holds =
+                            format!("valido_desde <= DATE '{day}' AND (valido_hasta IS NULL OR valido_hasta > DATE '{day}')");
+                        let rows = format!("(SELECT * FROM {name}_dim WHERE {holds}) AS {name}");
+                        (rows, Input::Delta(CLIENTES_DIM.to_owned()))
+                    }
+                };
+                joins.push_str(&format!(" LEFT JOIN {rows} ON v.{key} = {name}.{key}"));
+                inputs.push((if as_of.is_some() { format!("{name}_dim") } else { name.to_owned() }, input));
                 unknown.insert(name.to_owned(), format!("{name}.{key} IS NULL"));
             }
-            None => columns.extend(dimension.adds().map(|c| format!("CAST(NULL AS VARCHAR) AS {c}"))),
+            None => columns.extend(dimension.adds().iter().map(|c| format!("CAST(NULL AS VARCHAR) AS {c}"))),
         }
     }
     Enrichment { columns: columns.join(", "), joins, inputs, unknown }
@@ -779,7 +842,10 @@ mod tests {
             assert!(dimension.adds().iter().all(|c| contract.field(c).is_some()), "{dimension}");
             assert_eq!(dimension.stale_max().expect("an age"), Duration::from_secs(86_400), "{dimension}");
         }
-        for (table, file) in [(Dimension::Productos.table(), "productos_dim.yaml"), (CLIENTES_DIM, "clientes_dim.yaml")] {
+        let overwritten = [Dimension::Inventario, Dimension::Precios, Dimension::Productos];
+        let tables = overwritten.map(|d| (d.table(), format!("{d}_dim.yaml")));
+        for (table, file) in tables.into_iter().chain([(CLIENTES_DIM, "clientes_dim.yaml".to_owned())]) {
+            let file = file.as_str();
             assert_eq!(table, shipped(file).expect("a contract").physical_name);
         }
     }

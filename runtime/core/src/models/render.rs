@@ -76,6 +76,20 @@ impl Project {
         Query { sql: format!("SELECT * FROM (\n{sql}\n) ORDER BY {order}"), inputs: inputs.into_iter().collect() }
     }
 
+    /// The rows of a model as they are stored: a null in a column that its contract requires is an error, also for whoever
+    /// writes to the table later. In the order of the key.
+    pub(super) fn guarded(&self, model: &Model, query: Query) -> Query {
+        let contract = self.contracts.iter().find(|c| c.physical_name == model.table);
+        let required = contract.into_iter().flat_map(Contract::required_columns);
+        let guards = required.map(|c| format!("not_null({0}, {1}) AS {0}", ident(c), text(c))).collect::<Vec<_>>().join(", ");
+        if guards.is_empty() {
+            return query;
+        }
+        let order = model.key.iter().map(|c| ident(c)).collect::<Vec<_>>().join(", ");
+        let sql = format!("SELECT * REPLACE ({guards}) FROM (\n{}\n) ORDER BY {order}", query.sql);
+        Query { sql, inputs: query.inputs }
+    }
+
     /// A test of a model for one day, as a query for the rows that fail it: the model's key and what the test is about.
     pub fn test(&self, model: &Model, test: &ModelTest, at: &At<'_>) -> Query {
         let mut inputs = Inputs::new();

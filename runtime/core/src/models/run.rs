@@ -3,7 +3,10 @@
 //! A day of a model depends on the days that its lookback reaches. When an old day changes, every stored day that has read it
 //! is made again, so the tables end up as if all days had come in order. Making a day twice gives the same rows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arrow::{
     array::{Array, AsArray},
@@ -14,8 +17,9 @@ use chrono::{DateTime, Days, NaiveDate, Utc};
 
 use super::{At, Lookback, Materialization, Model, Need, Project};
 use crate::{
+    batch::again,
     contract::ident,
-    ports::{Commit, DayWrite, Disposition, Input, Lakehouse, PortError, Query, Result},
+    ports::{Commit, DayWrite, Disposition, Input, Lakehouse, PortError, Query, Result, Rows},
 };
 
 /// Writes of one day that may be tried while its outcome is not known.
@@ -32,6 +36,25 @@ pub struct Batch {
     pub now: DateTime<Utc>,
     /// Version of the pipeline.
     pub version: String,
+}
+
+/// Rows of one day that are made and not written yet, by the folder of their table.
+pub type Made = BTreeMap<String, Rows>;
+
+/// A query as it answers once the made rows stand for their day.
+pub fn with_made(query: Query, fecha: NaiveDate, made: &Made) -> Query {
+    let input = |input: Input| match &input {
+        Input::Delta(table) => match made.get(table) {
+            Some(rows) => Input::DeltaWithDay { table: table.clone(), fecha, rows: rows.clone() },
+            None => input,
+        },
+        Input::Parquet(_)
+        | Input::DeltaVersion { .. }
+        | Input::DeltaTime { .. }
+        | Input::Rows(_)
+        | Input::DeltaWithDay { .. } => input,
+    };
+    Query { sql: query.sql, inputs: query.inputs.into_iter().map(|(name, i)| (name, input(i))).collect() }
 }
 
 /// One day of one model to be made.
@@ -143,6 +166,23 @@ async fn reached(lakehouse: &dyn Lakehouse, model: &Model, changed: &BTreeSet<Na
     Ok(out)
 }
 
+/// Makes the rows that every chosen model has for one day, and writes nothing: models that read others see their new rows.
+/// In memory is one day of each chosen model.
+///
+/// # Errors
+/// Any disposition, of the first query that fails.
+pub async fn make_day(lakehouse: &dyn Lakehouse, project: &Project, fecha: NaiveDate, batch: &Batch) -> Result<Made> {
+    let absent = absent(lakehouse, project).await?;
+    let at = At { day: fecha, now: batch.now, version: &batch.version, absent: &absent };
+    let mut made = Made::new();
+    for model in project.chosen().filter(|m| m.materialization == Materialization::Day) {
+        let query = with_made(project.render(model, &at), fecha, &made);
+        let rows = again(|| lakehouse.query(&query)).await?;
+        made.insert(model.table.clone(), Arc::new(rows));
+    }
+    Ok(made)
+}
+
 /// Makes every chosen model for the days of `batch`, and again every stored day that has read them.
 ///
 /// May be repeated after any error or crash. The caller holds the pipeline in the ledger.
@@ -150,6 +190,19 @@ async fn reached(lakehouse: &dyn Lakehouse, model: &Model, changed: &BTreeSet<Na
 /// # Errors
 /// Any disposition, of the first write or query that fails; what was written before stays, and is right.
 pub async fn run_models(lakehouse: &dyn Lakehouse, project: &Project, batch: &Batch) -> Result<Report> {
+    write_models(lakehouse, project, batch, None).await
+}
+
+/// The same as [`run_models`], where the rows of one day are there already, as [`make_day`] made them.
+///
+/// # Errors
+/// As for [`run_models`].
+pub async fn write_models(
+    lakehouse: &dyn Lakehouse,
+    project: &Project,
+    batch: &Batch,
+    made: Option<(NaiveDate, &Made)>,
+) -> Result<Report> {
     let mut report = Report { made: Vec::new(), absent: absent(lakehouse, project).await? };
     for need in &report.absent {
         tracing::warn!(source = %need, "optional source is not there, models see no rows of it");
@@ -161,7 +214,13 @@ pub async fn run_models(lakehouse: &dyn Lakehouse, project: &Project, batch: &Ba
         // A repeated day has the same rows, a skipped one would have old ones.
         let seen = lakehouse.last_epoch(&model.table, step.fecha).await?;
         let epoch = batch.epoch.max(seen.map_or(i64::MIN, |e| e + 1));
-        let write = DayWrite { table: model.table.clone(), fecha: step.fecha, epoch, query: project.render(model, &at) };
+        let rows = made.filter(|(day, _)| *day == step.fecha).and_then(|(_, made)| made.get(&model.table));
+        let query = match rows {
+            Some(rows) => Query { sql: "SELECT * FROM made".into(), inputs: vec![("made".into(), Input::Rows(rows.clone()))] },
+            None => project.render(model, &at),
+        };
+        let query = project.guarded(model, query);
+        let write = DayWrite { table: model.table.clone(), fecha: step.fecha, epoch, query };
         let mut attempts = 1;
         let commit = loop {
             match lakehouse.overwrite_day(write.clone()).await {

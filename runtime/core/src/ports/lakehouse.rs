@@ -1,6 +1,6 @@
 //! Delta tables, and SQL over them.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
@@ -12,8 +12,11 @@ use super::{Column, Result};
 /// The shortest retention, in hours, that VACUUM takes without being told to go below it.
 pub const VACUUM_HOURS_MIN: u32 = 168;
 
+/// Rows in memory, in their order: at least one batch, which has the columns.
+pub type Rows = Arc<Vec<RecordBatch>>;
+
 /// Where a query's input comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Input {
     /// Parquet objects, by path.
     Parquet(Vec<String>),
@@ -33,6 +36,18 @@ pub enum Input {
         /// The time; one before the first version that is there is an error that names that version.
         at: DateTime<Utc>,
     },
+    /// Rows that are not stored.
+    Rows(Rows),
+    /// A Delta table, which need not be there yet, as it will be once these rows stand for a day: by it a day is judged
+    /// before it is written.
+    DeltaWithDay {
+        /// Folder of the table.
+        table: String,
+        /// The day; the table's own rows of it are left out.
+        fecha: NaiveDate,
+        /// Rows of that day, with the columns of the table in any order.
+        rows: Rows,
+    },
 }
 
 impl fmt::Display for Input {
@@ -42,8 +57,14 @@ impl fmt::Display for Input {
             Self::Delta(folder) => write!(f, "{folder}"),
             Self::DeltaVersion { table, version } => write!(f, "{table} at version {version}"),
             Self::DeltaTime { table, at } => write!(f, "{table} as of {}", at.to_rfc3339_opts(SecondsFormat::AutoSi, true)),
+            Self::Rows(rows) => write!(f, "{} rows in memory", count(rows)),
+            Self::DeltaWithDay { table, fecha, rows } => write!(f, "{table} with {} rows for {fecha}", count(rows)),
         }
     }
+}
+
+fn count(rows: &[RecordBatch]) -> usize {
+    rows.iter().map(RecordBatch::num_rows).sum()
 }
 
 /// SQL over named inputs.
@@ -52,7 +73,7 @@ impl fmt::Display for Input {
 /// names the column, and a table that is made from the query refuses nulls in that column from then on. There is
 /// `sha256_hex(text)`, 64 hexadecimal digits, and `hash_before(text, '|')`, a 64-bit hash of what stands before the first
 /// separator, or of the whole text where that is empty: equal beginnings have equal hashes, unequal ones rarely.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Query {
     /// The statement; it never contains values from outside.
     pub sql: String,

@@ -21,7 +21,7 @@ pub use error::{Disposition, PortError, Result};
 pub use event_log::EventLog;
 pub use lakehouse::{
     Absent, AddColumns, Append, Commit, DayWrite, Effective, Input, Lakehouse, Mark, Optimize, Period, Query, Restore, Rewritten,
-    Scd2, TableVersion, TableWrite, Upsert, VACUUM_HOURS_MIN, Vacuum,
+    Rows, Scd2, TableVersion, TableWrite, Upsert, VACUUM_HOURS_MIN, Vacuum,
 };
 pub use ledger::{BUSY, FENCED, Fact, Fence, Lease, PipelineMetric, Run, RunLedger, RunStart, RunState};
 pub use metrics::Metrics;
