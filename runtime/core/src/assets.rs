@@ -17,7 +17,7 @@ use crate::{
     },
     platform::{PIPELINE, Platform},
     ports::{Env, Optimize, PortError, Ports, Result, VACUUM_HOURS_MIN, Vacuum, event_log::EventLog},
-    streaming::{config::StreamConfig, status::JobStatus},
+    streaming::{config::StreamConfig, eventos::EVENTOS, status::JobStatus},
 };
 
 /// Name of the dimensions' asset.
@@ -175,8 +175,8 @@ impl Work for Dimensions {
     }
 }
 
-/// Looks after the lake's tables: a checkpoint of each log, files of no version that is kept removed, and the sales of each
-/// day put in order of region.
+/// Looks after the lake's tables: a checkpoint of each log, files of no version that is kept removed, the sales of each day
+/// put in order of region, and the small files of a day's events joined.
 #[derive(Debug)]
 pub struct LakeMaintenance {
     /// The platform whose lake it is.
@@ -198,7 +198,7 @@ impl Work for LakeMaintenance {
         let Ports { env, lakehouse, .. } = &self.platform.ports;
         let project = self.platform.project().map_err(WorkError::Port)?;
         let (mut tables, mut removed) = (Vec::new(), 0);
-        for table in [QUARANTINE, STAGING].into_iter().chain(project.tables()) {
+        for table in [EVENTOS, QUARANTINE, STAGING].into_iter().chain(project.tables()) {
             if !lakehouse.exists(table).await.map_err(WorkError::Port)? {
                 continue;
             }
@@ -217,6 +217,11 @@ impl Work for LakeMaintenance {
         if tables.iter().any(|table| table == STAGING) {
             let order = Optimize { table: STAGING.into(), z_order: vec!["region".into()], target_bytes: FILE_BYTES };
             rewritten = lakehouse.optimize(order).await.map_err(WorkError::Port)?.files_added;
+        }
+        if tables.iter().any(|table| table == EVENTOS) {
+            // A stream writes many small files.
+            let join = Optimize { table: EVENTOS.into(), z_order: Vec::new(), target_bytes: FILE_BYTES };
+            rewritten += lakehouse.optimize(join).await.map_err(WorkError::Port)?.files_added;
         }
         Ok(json!({ "tables": tables, "files_removed": removed, "files_rewritten": rewritten }))
     }

@@ -1,4 +1,4 @@
--- what: Purchases of each customer over the 30 days that end with the day; what comes from events is null.
+-- what: Purchases and sessions of each customer over the 30 days that end with the day; without events the latter are null.
 -- materialized: day
 -- table: marts/user_features
 -- key: fecha, user_id
@@ -33,6 +33,12 @@ regiones AS (
 categorias AS (
   SELECT user_id, categoria, row_number() OVER (PARTITION BY user_id ORDER BY veces DESC, categoria) AS puesto
   FROM (SELECT user_id, categoria, count(*) AS veces FROM ventas WHERE categoria IS NOT NULL GROUP BY user_id, categoria)
+),
+sesiones AS (
+  SELECT user_id, sum(sesiones) AS sesiones, sum(duracion_micros) AS duracion_micros, sum(paginas) AS paginas,
+         sum(add_to_cart) AS add_to_cart
+  FROM {{ ref('int_sesiones_usuario') }}
+  GROUP BY user_id
 )
 SELECT {{ day }} AS fecha, s.user_id,
        s.compras AS total_compras_30d,
@@ -47,10 +53,11 @@ SELECT {{ day }} AS fecha, s.user_id,
        s.ultima_compra, s.primera_compra,
        r.region AS region_preferida,
        c.categoria AS categoria_preferida,
-       CAST(NULL AS DOUBLE) AS duracion_sesion_promedio,
-       CAST(NULL AS DOUBLE) AS paginas_por_sesion,
-       CAST(NULL AS BIGINT) AS total_add_to_cart_30d,
+       CAST(e.duracion_micros AS DOUBLE) / CAST(e.sesiones * 60000000 AS DOUBLE) AS duracion_sesion_promedio,
+       CAST(e.paginas AS DOUBLE) / CAST(e.sesiones AS DOUBLE) AS paginas_por_sesion,
+       e.add_to_cart AS total_add_to_cart_30d,
        {{ now }} AS _updated_at, {{ version }} AS _pipeline_version
 FROM sumas AS s
 JOIN regiones AS r ON r.user_id = s.user_id AND r.puesto = 1
 LEFT JOIN categorias AS c ON c.user_id = s.user_id AND c.puesto = 1
+LEFT JOIN sesiones AS e ON e.user_id = s.user_id
