@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use simulacro_core::{
     history::{Event, HistorySink},
     ports::{
-        AddColumns, Alert, Append, Commit, DayWrite, Env, Lakehouse, Metrics, Notifier, Optimize, PortError, Query, Restore,
-        Result, Rewritten, Scd2, TableVersion, TableWrite, Upsert, Vacuum, Warehouse,
+        AddColumns, Alert, Append, AppendRows, Commit, DayWrite, Env, Lakehouse, Metrics, Notifier, Optimize, PortError, Query,
+        Restore, Result, Rewritten, Scd2, TableVersion, TableWrite, Upsert, UpsertRows, Vacuum, Warehouse,
     },
 };
 
@@ -114,6 +114,11 @@ impl Lakehouse for OnHost<dyn Lakehouse> {
         settle(&self.store).await;
         result
     }
+    async fn append_rows(&self, rows: AppendRows) -> Result<Commit> {
+        let result = self.inner.append_rows(rows).await;
+        settle(&self.store).await;
+        result
+    }
     async fn upsert(&self, upsert: Upsert) -> Result<Commit> {
         let result = self.inner.upsert(upsert).await;
         settle(&self.store).await;
@@ -175,6 +180,16 @@ impl Lakehouse for OnHost<dyn Lakehouse> {
 impl Warehouse for OnHost<dyn Warehouse> {
     async fn load_day(&self, table: &str, fecha: NaiveDate, epoch: i64, batches: Vec<RecordBatch>) -> Result<Commit> {
         let result = self.inner.load_day(table, fecha, epoch, batches).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn upsert_rows(&self, rows: UpsertRows) -> Result<Commit> {
+        let result = self.inner.upsert_rows(rows).await;
+        settle(&self.store).await;
+        result
+    }
+    async fn writer_epoch(&self, table: &str, writer: &str) -> Result<Option<i64>> {
+        let result = self.inner.writer_epoch(table, writer).await;
         settle(&self.store).await;
         result
     }

@@ -133,6 +133,63 @@ async fn windows(data: &Path) -> BTreeMap<Key, Value> {
     newest.into_iter().map(|(key, (_, value))| (key, value)).collect()
 }
 
+fn query(data: &Path, sql: &str) -> Vec<String> {
+    let run = output("simulacro", &["query", "--data", text(data), "--format", "csv", "--limit", "1000000", sql]);
+    assert!(run.status.success(), "{sql}: {}", said(&run));
+    String::from_utf8_lossy(&run.stdout).lines().skip(1).map(str::to_owned).collect()
+}
+
+/// Compares raw eventos with what was sent and the warehouse with the topic; returns how many rows each has.
+async fn lake_and_warehouse(data: &Path, options: &clicks::Options) -> (usize, usize) {
+    let purchases = cdnow::parse(cdnow::BYTES).expect("the shipped file parses");
+    let mut sent: Vec<String> = clicks::of_day(&purchases, DAY.parse().expect("a day"), options)
+        .into_iter()
+        .filter(|delivery| delivery.damage.is_none())
+        .map(|delivery| delivery.click)
+        .map(|c| {
+            format!(
+                "{},{},{},{}.{:02},{}",
+                c.user_id,
+                c.event_type,
+                c.page,
+                c.monto_cents / 100,
+                c.monto_cents % 100,
+                c.timestamp_ms
+            )
+        })
+        .collect();
+    let mut found = query(
+        data,
+        "SELECT user_id, event_type, page, CAST(monto AS VARCHAR) AS monto, arrow_cast(\"timestamp\", 'Int64') / 1000 AS ms
+         FROM raw.eventos",
+    );
+    sent.sort();
+    found.sort();
+    assert_eq!(found, sent, "each delivery once, without the damaged ones and the heartbeat");
+    let twice = query(data, "SELECT _partition, _offset FROM raw.eventos GROUP BY _partition, _offset HAVING count(*) > 1");
+    assert!(twice.is_empty(), "{twice:?}");
+
+    let mut newest: BTreeMap<Key, (i64, Value)> = BTreeMap::new();
+    let rows = query(
+        data,
+        "SELECT window_kind, arrow_cast(window_start, 'Int64') / 1000 AS ms, region, coalesce(page, '-') AS page, revision, clicks,
+                purchases, add_to_cart, CAST(revenue * 100 AS BIGINT) AS cents, unique_users FROM realtime.metricas_clicks",
+    );
+    for row in &rows {
+        let cells: Vec<&str> = row.split(',').collect();
+        let number = |i: usize| cells[i].parse::<i64>().expect("a number");
+        let page = (cells[3] != "-").then(|| cells[3].to_owned());
+        let key = (cells[0].to_owned(), number(1), cells[2].to_owned(), page);
+        let value = (number(5), number(6), number(7), number(8), number(9));
+        if newest.get(&key).is_none_or(|(revision, _)| *revision < number(4)) {
+            newest.insert(key, (number(4), value));
+        }
+    }
+    let newest: BTreeMap<Key, Value> = newest.into_iter().map(|(key, (_, value))| (key, value)).collect();
+    assert!(newest == windows(data).await, "the warehouse says what the topic says");
+    (found.len(), rows.len())
+}
+
 async fn check(data: &Path, options: &clicks::Options) {
     let (found, expected) = (windows(data).await, naive(options));
     for (key, value) in &expected {
@@ -165,6 +222,10 @@ async fn one_worker_or_three_give_the_windows_of_a_naive_computation_and_the_rev
     assert!(status.starts_with("lag 0 events, 0.0 s\n"), "{status}");
     assert!(status.contains("windows closed to 1997-01-03T00:05:00Z"), "{status}");
 
+    // Every valid event is in the lake once per delivery, and the warehouse has every revision.
+    let options_sent = lake_and_warehouse(&one, &options).await;
+    assert_eq!(options_sent, lake_and_warehouse(&three, &options).await);
+
     batch(dir.path(), &three);
     let compared = succeeds(&three, "reconcile", &["--date", DAY]);
     assert!(compared.contains("pass (0.00 %)") && compared.contains("unexplained: 0.00\n"), "{compared}");
@@ -176,7 +237,7 @@ fn every_call_of_the_stream_is_in_the_history() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let data = dir.path().join("data");
     produce(&data, &clicks::Options::calm(14, 100));
-    succeeds(&data, "stream", &["--until-caught-up"]);
+    succeeds(&data, "stream", &["--until-caught-up", "--sinks", "none"]);
     let history = std::fs::read_to_string(data.join("history.jsonl")).expect("a history");
     let events: Vec<Event> = history.lines().map(|line| serde_json::from_str(line).expect("an event")).collect();
     let number = |event: &Event, key: &str| event.refs.pointer(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
@@ -244,6 +305,7 @@ async fn a_stream_that_is_killed_gives_the_windows_of_one_that_is_not() {
     assert!(in_the_middle > 0, "no kill came while there was work");
     succeeds(&data, "stream", &["--until-caught-up", "--workers", "2"]);
     check(&data, &options).await;
+    lake_and_warehouse(&data, &options).await;
 }
 
 #[test]

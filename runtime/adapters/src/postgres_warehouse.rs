@@ -4,9 +4,13 @@
 //! A load is one transaction: it deletes the day, copies the new rows and writes its epoch beside them, so that all of
 //! it happens or nothing does, and at most once per epoch. Loads of one table wait for each other by an advisory lock.
 //! When the answer to the commit is lost, the epoch decides: it is read under the same lock, which the lost
-//! transaction holds until it is over, so that the answer cannot change afterwards.
+//! transaction holds until it is over, so that the answer cannot change afterwards. Rows that a stream brings are loaded
+//! by key, under epochs of their own (`upsert`).
 //!
-//! What this leaves out: indexes other than on `fecha`, changes to a table's columns, and grants.
+//! What this leaves out: indexes other than on `fecha` or the key, changes to a table's columns, and grants.
+
+mod upsert;
+
 use std::sync::Arc;
 
 use arrow::{
@@ -17,7 +21,7 @@ use arrow::{
 use async_trait::async_trait;
 use chrono::NaiveDate;
 use futures::{FutureExt, StreamExt};
-use simulacro_core::ports::{Commit, Disposition, PortError, Result, Warehouse};
+use simulacro_core::ports::{Commit, Disposition, PortError, Result, UpsertRows, Warehouse};
 use simulacro_lakehouse::copy::{
     CopyColumn, CopyDecoder, CopyError, CopyLimits, CopyType, numeric_scales, write_header, write_rows, write_trailer,
 };
@@ -35,6 +39,7 @@ const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtextextended('simulacro war
 pub struct PostgresWarehouse {
     server: PostgresServer,
     loads: String,
+    marks: String,
     query_bytes_max: usize,
 }
 
@@ -113,26 +118,33 @@ impl PostgresWarehouse {
     /// As for any statement; `Permanent` when the tables cannot be made.
     pub async fn open(server: PostgresServer, query_bytes_max: usize) -> Result<Self> {
         let schema = quote(&server.schema)?;
-        let loads = server.table("_loads")?;
+        let (loads, marks) = (server.table("_loads")?, server.table("_marks")?);
         let mut connection = server.connect().await?;
         let create = format!(
             "BEGIN; {LOCK}; CREATE SCHEMA IF NOT EXISTS {schema}; \
              CREATE TABLE IF NOT EXISTS {loads} (table_name text NOT NULL, fecha date NOT NULL, epoch bigint NOT NULL, \
-             version bigint NOT NULL, PRIMARY KEY (table_name, fecha)); COMMIT"
+             version bigint NOT NULL, PRIMARY KEY (table_name, fecha)); \
+             CREATE TABLE IF NOT EXISTS {marks} (table_name text NOT NULL, writer text NOT NULL, epoch bigint NOT NULL, \
+             version bigint NOT NULL, PRIMARY KEY (table_name, writer)); COMMIT"
         );
         server.run(&mut connection, create).await.map_err(|e| classify("create the tables of the warehouse", e))?;
         server.close(connection).await;
-        Ok(Self { server, loads, query_bytes_max })
+        Ok(Self { server, loads, marks, query_bytes_max })
     }
 
-    /// Begins a transaction that no other load of the table runs beside, and reads epoch and version of the day.
-    async fn begin(&self, connection: &mut PgConnection, table: &str, fecha: NaiveDate) -> sqlx::Result<Option<(i64, u64)>> {
+    /// Begins a transaction that no other load of the table runs beside.
+    async fn lock(&self, connection: &mut PgConnection, table: &str) -> sqlx::Result<()> {
         self.server.run(connection, "BEGIN").await?;
         let lock = "SELECT pg_advisory_xact_lock(hashtextextended('simulacro load ' || $1::text, 0))";
         // A table of the same name in another schema must not wait.
         let (schema, name) = self.server.split(table);
         let key = format!("{schema}.{name}");
-        self.server.rows(connection, lock, &[Value::Text(&key)]).await?;
+        self.server.rows(connection, lock, &[Value::Text(&key)]).await.map(|_| ())
+    }
+
+    /// Begins a transaction that no other load of the table runs beside, and reads epoch and version of the day.
+    async fn begin(&self, connection: &mut PgConnection, table: &str, fecha: NaiveDate) -> sqlx::Result<Option<(i64, u64)>> {
+        self.lock(connection, table).await?;
         let sql = format!("SELECT epoch, version FROM {} WHERE table_name = $1::text AND fecha = $2::text::date", self.loads);
         let day = fecha.to_string();
         let rows = self.server.rows(connection, sql, &[Value::Text(table), Value::Text(&day)]).await?;
@@ -140,8 +152,15 @@ impl PostgresWarehouse {
         rows.first().map(read).transpose()
     }
 
-    /// Makes the table, or compares its columns with those of the rows.
-    async fn prepare(&self, connection: &mut PgConnection, what: &str, table: &str, schema: &Schema) -> Result<()> {
+    /// Makes the table with an index on some columns, or compares its columns with those of the rows.
+    async fn prepare(
+        &self,
+        connection: &mut PgConnection,
+        what: &str,
+        table: &str,
+        schema: &Schema,
+        indexed: &[&str],
+    ) -> Result<()> {
         let failed = |e: sqlx::Error| classify(what, e);
         let mut wanted = Vec::new();
         for field in schema.fields() {
@@ -164,8 +183,9 @@ impl PostgresWarehouse {
             let columns = wanted.iter().map(|(name, declared)| Ok(format!("{} {declared}", quote(name)?)));
             let columns = columns.collect::<Result<Vec<_>>>()?.join(", ");
             let table = self.server.table(table)?;
+            let indexed = indexed.iter().map(|name| quote(name)).collect::<Result<Vec<_>>>()?.join(", ");
             let create = format!(
-                "{LOCK}; CREATE SCHEMA IF NOT EXISTS {}; CREATE TABLE {table} ({columns}); CREATE INDEX ON {table} (fecha)",
+                "{LOCK}; CREATE SCHEMA IF NOT EXISTS {}; CREATE TABLE {table} ({columns}); CREATE INDEX ON {table} ({indexed})",
                 quote(schema_name)?
             );
             self.server.run(connection, create).await.map_err(failed)?;
@@ -238,7 +258,7 @@ impl PostgresWarehouse {
         let Some(first) = batches.first() else {
             return Err(PortError::permanent(format!("{what}: found no batch, expected at least one")));
         };
-        self.prepare(connection, what, table, &first.schema()).await?;
+        self.prepare(connection, what, table, &first.schema(), &["fecha"]).await?;
         let day = fecha.to_string();
         let delete = format!("DELETE FROM {} WHERE fecha = $1::text::date", self.server.table(table)?);
         self.server.rows(connection, delete, &[Value::Text(&day)]).await.map_err(failed)?;
@@ -301,6 +321,14 @@ impl Warehouse for PostgresWarehouse {
                 }
             },
         }
+    }
+
+    async fn upsert_rows(&self, rows: UpsertRows) -> Result<Commit> {
+        self.upsert(rows).await
+    }
+
+    async fn writer_epoch(&self, table: &str, writer: &str) -> Result<Option<i64>> {
+        self.last_mark(table, writer).await
     }
 
     /// Numbers without declared digits (sums, averages) come as `decimal(38, s)`, where `s` is the most digits after

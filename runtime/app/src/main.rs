@@ -13,9 +13,11 @@ mod options;
 mod orchestrate;
 mod query;
 mod report;
+mod sinks;
 mod slo;
 mod status;
 mod stream;
+mod supervise;
 mod telemetry;
 
 use std::process::ExitCode;
@@ -44,6 +46,7 @@ use options::{Failure, default_config, load_contract, read};
   simulacro models test --data lake --date 1997-01-01
   simulacro produce --data lake --date 1997-01-01
   simulacro stream --data lake --workers 3 --until-caught-up
+  simulacro stream-reset --data lake --to-time 2024-03-18T14:00:00Z
   simulacro reconcile --data lake --date 1997-01-01
   simulacro slo status --data lake
   simulacro orchestrate --postgres postgres://lector@db.local/tienda --data lake --config orchestrate.toml
@@ -87,6 +90,8 @@ enum Command {
     Stream(stream::StreamArgs),
     /// Prints lag, watermark, fates and windows of the streaming job
     StreamStatus(stream::StatusArgs),
+    /// Lets the streaming job read on from another time: prints the plan, and with --execute carries it out
+    StreamReset(stream::ResetArgs),
     /// Service level objectives and their error budgets
     #[command(subcommand)]
     Slo(slo::SloCommand),
@@ -120,6 +125,7 @@ async fn run(command: Command) -> Result<u8, Failure> {
         Command::Produce(args) => stream::produce(args).await?,
         Command::Stream(args) => stream::stream(args).await?,
         Command::StreamStatus(args) => stream::stream_status(args).await?,
+        Command::StreamReset(args) => stream::stream_reset(args).await?,
         Command::Slo(command) => return slo::run(command).await,
         Command::Reconcile(args) => stream::reconcile(args).await?,
         Command::Dimensions(command) => return dimensions::run(command).await,

@@ -19,11 +19,12 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, NaiveDate};
+use chrono::{DateTime, NaiveDate, Utc};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use simulacro_adapters::{
-    HttpRegistry, HttpRegistrySettings, KafkaConfig, KafkaLog, NoSource, PrometheusMetrics, connect_existing, connect_folder,
+    HttpRegistry, HttpRegistrySettings, KafkaConfig, KafkaLog, NoSource, PostgresServer, PostgresWarehouse, PrometheusMetrics,
+    connect_existing, connect_folder,
 };
 use simulacro_core::{
     avro::{Click, Limits, MetricaRealtime, Row, RowDecoder, RowEncoder},
@@ -37,9 +38,11 @@ use simulacro_core::{
     streaming::{
         config::StreamConfig,
         event::Fate,
+        eventos::{self, EVENTOS},
         evidence::{self, Sale},
         job::RealtimeMetrics,
         reconcile::{self, Bounds, Cause, DayReconciliation, Revenue, Side, Verdict},
+        reset,
         status::{JobStatus, existing},
         window::{MetricRow, WindowKind},
     },
@@ -50,7 +53,13 @@ use simulacro_shop::{
 };
 use tracing::info;
 
-use crate::{Failure, read, report::money, telemetry};
+use crate::{
+    Failure, read,
+    report::money,
+    sinks::{self, SinkName},
+    supervise::{EnvClock, Restarts, supervise},
+    telemetry,
+};
 
 /// Days that were produced, by key, so that none is produced twice.
 const PRODUCED: &str = "simulacro.produced";
@@ -58,6 +67,8 @@ const PRODUCED: &str = "simulacro.produced";
 const SEND_RECORDS: usize = 1_000;
 /// Most workers of one process.
 const WORKERS_MAX: u16 = 64;
+/// Most bytes of one answer of a warehouse in PostgreSQL.
+const QUERY_BYTES_MAX: usize = 256 << 20;
 /// How often progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How many looks are between two lines of the log.
@@ -132,12 +143,35 @@ pub struct StreamArgs {
     /// Address of a metrics endpoint while the job lasts
     #[arg(long)]
     metrics: Option<SocketAddr>,
+    /// What is written beside the windows: lake (every click, as raw eventos), warehouse (the windows, as
+    /// realtime.metricas_clicks), or none. Both with the embedded log; with Kafka none, unless asked for, since the lake and
+    /// the warehouse must then be ones that all processes of the job share
+    #[arg(long, value_delimiter = ',')]
+    sinks: Option<Vec<SinkName>>,
+    /// A warehouse in PostgreSQL, for example postgres://cargador@db.local/almacen; without it that of the data folder
+    #[arg(long)]
+    warehouse: Option<String>,
+    /// How often in a row a worker or a sink that failed for a reason that may pass is started again
+    #[arg(long, default_value_t = 5)]
+    restarts: u32,
 }
 
 #[derive(Args)]
 pub struct StatusArgs {
     #[command(flatten)]
     place: Where,
+}
+
+#[derive(Args)]
+pub struct ResetArgs {
+    #[command(flatten)]
+    place: Where,
+    /// The job reads on from the events that were appended at this time or later, for example 2024-03-18T14:00:00Z
+    #[arg(long)]
+    to_time: DateTime<Utc>,
+    /// Does it; without it only the plan is printed
+    #[arg(long)]
+    execute: bool,
 }
 
 #[derive(Args)]
@@ -188,9 +222,17 @@ fn load_config(path: Option<&Path>) -> Result<StreamConfig, Failure> {
 
 impl Stage {
     async fn open(place: &Where) -> Result<Self, Failure> {
+        Self::open_with(place, None).await
+    }
+
+    /// The same with a warehouse in PostgreSQL, by its URL, in place of that of the data folder.
+    async fn open_with(place: &Where, warehouse: Option<&str>) -> Result<Self, Failure> {
         let config = load_config(place.config.as_deref())?;
         let metrics = Arc::new(PrometheusMetrics::default());
-        let ports = connect_folder(Arc::new(NoSource), &place.data, metrics.clone()).await?;
+        let mut ports = connect_folder(Arc::new(NoSource), &place.data, metrics.clone()).await?;
+        if let Some(url) = warehouse {
+            ports.warehouse = Arc::new(PostgresWarehouse::open(PostgresServer::parse(url, "public")?, QUERY_BYTES_MAX).await?);
+        }
         Self::over(place, config, ports, metrics)
     }
 
@@ -409,7 +451,7 @@ fn view(job: &RealtimeMetrics, config: &StreamConfig) -> View {
     }
 }
 
-async fn work(stage: Arc<Stage>, number: u16, all: Views, stop: Arc<AtomicBool>) -> Result<(), PortError> {
+async fn work(stage: &Stage, number: u16, all: &Views, stop: &AtomicBool) -> Result<(), PortError> {
     let mut job = stage.platform.stream_worker(&stage.config, &format!("worker-{number}")).await?;
     while !stop.load(Ordering::Relaxed) {
         job.step().await?;
@@ -417,6 +459,24 @@ async fn work(stage: Arc<Stage>, number: u16, all: Views, stop: Arc<AtomicBool>)
         all.lock().unwrap_or_else(PoisonError::into_inner).insert(number, view);
     }
     job.close().await
+}
+
+/// A worker, and its successors when it fails.
+async fn keep_working(
+    stage: Arc<Stage>,
+    number: u16,
+    all: Views,
+    stop: Arc<AtomicBool>,
+    limits: Restarts,
+) -> Result<(), PortError> {
+    let env = EnvClock(stage.ports().env.clone());
+    let once = || async {
+        let ended = work(&stage, number, &all, &stop).await;
+        // What it said of itself is not so any more.
+        all.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        ended
+    };
+    supervise(&format!("worker-{number}"), &env, &stop, limits, once).await
 }
 
 /// Whether the workers have processed and committed everything that is in both input topics.
@@ -439,7 +499,9 @@ async fn is_caught_up(stage: &Stage, views: &BTreeMap<u16, View>) -> Result<bool
 
 /// Runs the job.
 pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
-    let stage = Arc::new(Stage::open(&args.place).await?);
+    let stage = Arc::new(Stage::open_with(&args.place, args.warehouse.as_deref()).await?);
+    let limits = Restarts { in_a_row_max: args.restarts, ..Restarts::STANDARD };
+    let sinks = sinks::chosen(args.sinks.as_deref(), args.place.kafka.is_some())?;
     let topic = &stage.config.topics.clicks;
     let inputs = existing(stage.log().offsets(topic).await)?;
     if inputs.is_empty() {
@@ -462,7 +524,13 @@ pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
     }
     let mut workers = tokio::task::JoinSet::new();
     for number in 0..args.workers {
-        workers.spawn(work(stage.clone(), number, all.clone(), stop.clone()));
+        workers.spawn(keep_working(stage.clone(), number, all.clone(), stop.clone(), limits));
+    }
+    let (ending, mut writers) = (Arc::new(sinks::Ending::default()), tokio::task::JoinSet::new());
+    for name in sinks {
+        let (env, platform, config) = (EnvClock(stage.ports().env.clone()), stage.clone(), stage.config.clone());
+        let ending = ending.clone();
+        writers.spawn(async move { sinks::keep_writing(&platform.platform, &config, name, &env, &ending, limits).await });
     }
     let bar =
         bar(inputs.values().map(|(oldest, end)| (end - oldest).unsigned_abs()).sum(), "{bar:40} {pos}/{len} events  {msg}")?;
@@ -478,8 +546,16 @@ pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
                     Err(error) => Failure::from(error),
                 });
             }
+            Some(ended) = writers.join_next() => {
+                failure = Some(match ended {
+                    Ok(Ok(_)) => "stream: found that a sink ended by itself".into(),
+                    Ok(Err(error)) => Failure::from(error),
+                    Err(error) => Failure::from(error),
+                });
+            }
             signal = tokio::signal::ctrl_c() => {
                 signal?;
+                ending.now.store(true, Ordering::Relaxed);
                 stop.store(true, Ordering::Relaxed);
             }
             () = stage.ports().env.sleep(LOOK_EVERY) => {
@@ -506,6 +582,16 @@ pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
         let ended = ended.map_err(Failure::from).and_then(|ended| ended.map_err(Failure::from));
         failure = failure.or(ended.err());
     }
+    // The workers have written their last windows, so that the topics are complete now.
+    let end = if failure.is_some() { &ending.now } else { &ending.drained };
+    end.store(true, Ordering::Relaxed);
+    let mut written = BTreeMap::new();
+    while let Some(ended) = writers.join_next().await {
+        match ended.map_err(Failure::from).and_then(|ended| ended.map_err(Failure::from)) {
+            Ok((name, rows)) => drop(written.insert(name, rows)),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
     bar.finish_and_clear();
     if let Some(failure) = failure {
         return Err(failure);
@@ -516,6 +602,9 @@ pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
     info!(read = status.records_read(), closed = time(status.closed_ms()), seconds, "stopped");
     println!("{} in {seconds:.1} s, {} workers", fates(&status), args.workers);
     println!("windows closed to {}", time(status.closed_ms()));
+    for (name, rows) in written {
+        println!("{rows} rows to {}", name.table());
+    }
     Ok(())
 }
 
@@ -545,6 +634,13 @@ pub async fn stream_status(args: StatusArgs) -> Result<(), Failure> {
             println!("{name:<6} {partition:>3} {next:>12} {end:>11} {lag:>11}  {}", time(of.watermark_ms));
         }
     }
+    let lakehouse = stage.ports().lakehouse.as_ref();
+    for (partition, of) in &status.clicks {
+        let at = TopicPartition { topic: stage.config.topics.clicks.clone(), partition: *partition };
+        if let Some(next) = eventos::position(lakehouse, &at).await? {
+            println!("{EVENTOS}: partition {partition} written to {next} of {}", of.end_offset);
+        }
+    }
     let rows = stage.metrics().await?;
     println!("\nwindows      keys   revisions      revenue");
     for kind in [WindowKind::Region1m, WindowKind::Page1m, WindowKind::Region5m] {
@@ -563,6 +659,36 @@ pub async fn stream_status(args: StatusArgs) -> Result<(), Failure> {
         };
         println!("{:<9} {:>7} {:>11} {revenue:>12}", kind.name(), newest.len(), of_kind.len());
     }
+    Ok(())
+}
+
+/// Says from which offsets the job would read on, and makes it so when asked to.
+pub async fn stream_reset(args: ResetArgs) -> Result<(), Failure> {
+    let stage = Stage::find(&args.place).await?;
+    let mut decoder = stage.platform.click_decoder(&stage.config)?;
+    let plan = reset::plan(&stage.config, stage.log(), &mut decoder, args.to_time.timestamp_millis()).await?;
+    println!("partition     now  ->   then");
+    for (partition, of) in &plan.clicks {
+        println!("{partition:>9} {:>7}  -> {:>6}", of.from.map_or("-".into(), |from| from.to_string()), of.to);
+    }
+    println!("{} records are read again, {} are skipped", plan.again(), plan.skipped());
+    if plan.is_backwards() {
+        println!("the job forgets what it knows of events, and counts its fates anew");
+        match plan.whole_from_ms {
+            None => println!("every window that it makes again is whole"),
+            whole => println!(
+                "windows that begin before {} are made again without what was appended before: they will be lower than now",
+                time(whole)
+            ),
+        }
+    }
+    if !args.execute {
+        println!("nothing was changed; --execute does it");
+        return Ok(());
+    }
+    let emitted = stage.metrics().await?;
+    reset::execute(&stage.config, stage.log(), &plan, &emitted).await?;
+    println!("done");
     Ok(())
 }
 
@@ -585,13 +711,23 @@ pub async fn reconcile(args: ReconcileArgs) -> Result<(), Failure> {
     let complete_through = status.closed_ms().and_then(|closed| reconcile::complete_through(closed, lateness));
     let live = Side { revenue, complete_through };
     let sales = sales(lakehouse, fecha).await?;
-    let evidence =
-        evidence::collect(&stage.config, stage.log(), &mut stage.platform.click_decoder(&stage.config)?, fecha, &sales).await?;
-    let days = reconcile::reconcile(&batch, &live, &evidence, &Bounds::specification());
+    let mut beside = BTreeMap::new();
+    for day in [fecha.pred_opt(), fecha.succ_opt()].into_iter().flatten() {
+        let known = self::sales(lakehouse, day).await?;
+        if !known.is_empty() {
+            beside.insert(day, known);
+        }
+    }
+    let mut decoder = stage.platform.click_decoder(&stage.config)?;
+    let findings = evidence::collect(&stage.config, stage.log(), &mut decoder, fecha, &sales, &beside).await?;
+    let days = reconcile::reconcile(&batch, &live, &findings.evidence, &Bounds::specification());
     let Some(day) = days.get(&fecha) else {
         return Err(format!("reconcile {fecha}: found the day on neither side").into());
     };
     print_day(fecha, day);
+    for (region, (events, cents)) in &findings.deduplicated {
+        println!("{region:<13} {events} purchases of {} were delivered again and not counted again", money(*cents));
+    }
     if day.total.verdict != Verdict::Pending {
         let kept = Reconciled { batch: day.total.batch, stream: day.total.stream };
         let (topic, name, at) = (RECONCILED.to_owned(), fecha.to_string(), stage.ports().env.now());
@@ -621,7 +757,7 @@ fn print_day(fecha: NaiveDate, day: &DayReconciliation) {
                 Cause::Late => "late: after the allowed lateness",
                 Cause::Duplicated => "duplicated: counted more than once",
                 Cause::DeadLettered => "dead-lettered: not decodable or against a rule",
-                Cause::Clock => "clock: put into another day",
+                Cause::Clock => "clock: too far ahead, or put into another day",
                 Cause::Outage => "outage: never arrived in the topic",
                 Cause::Unexplained => "unexplained",
             };

@@ -18,7 +18,7 @@ use crate::{
     },
     platform::{PIPELINE, Platform},
     ports::{Env, Optimize, PortError, Ports, Result, VACUUM_HOURS_MIN, Vacuum, event_log::EventLog},
-    streaming::{config::StreamConfig, status::JobStatus},
+    streaming::{config::StreamConfig, eventos::EVENTOS, status::JobStatus},
 };
 
 /// Name of the dimensions' asset.
@@ -239,8 +239,9 @@ impl Work for UserFeatures {
     }
 }
 
-/// Looks after the lake's tables: a checkpoint of each log, files of no version that is kept removed, and the sales of each
-/// day put in order of region. Versions of dimensions go after the same time as the files of tables.
+/// Looks after the lake's tables: a checkpoint of each log, files of no version that is kept removed, the sales of each day
+/// put in order of region, and the small files of a day's events joined. Versions of dimensions go after the same time as the
+/// files of tables.
 #[derive(Debug)]
 pub struct LakeMaintenance {
     /// The platform whose lake it is.
@@ -262,7 +263,7 @@ impl Work for LakeMaintenance {
         let Ports { env, lakehouse, .. } = &self.platform.ports;
         let project = self.platform.project().map_err(WorkError::Port)?;
         let (mut tables, mut removed) = (Vec::new(), 0);
-        let mut looked_after: Vec<&str> = vec![QUARANTINE, STAGING];
+        let mut looked_after: Vec<&str> = vec![EVENTOS, QUARANTINE, STAGING];
         looked_after.extend(project.tables());
         looked_after.extend(Dimension::ALL.map(Dimension::table));
         looked_after.push(CLIENTES_DIM);
@@ -285,6 +286,11 @@ impl Work for LakeMaintenance {
         if tables.iter().any(|table| table == STAGING) {
             let order = Optimize { table: STAGING.into(), z_order: vec!["region".into()], target_bytes: FILE_BYTES };
             rewritten = lakehouse.optimize(order).await.map_err(WorkError::Port)?.files_added;
+        }
+        if tables.iter().any(|table| table == EVENTOS) {
+            // A stream writes many small files.
+            let join = Optimize { table: EVENTOS.into(), z_order: Vec::new(), target_bytes: FILE_BYTES };
+            rewritten += lakehouse.optimize(join).await.map_err(WorkError::Port)?.files_added;
         }
         let kept = Duration::from_secs(u64::from(VACUUM_HOURS_MIN) * 3_600);
         let pruned = dimensions::prune(&self.platform.ports, kept).await.map_err(WorkError::Port)?.len();

@@ -28,9 +28,9 @@ use serde_json::{Value, json};
 
 use crate::contract::check::QualityResult;
 use crate::ports::{
-    AddColumns, Alert, Append, Column, Commit, DayWrite, DimensionApi, Env, Fact, Fence, Fetched, Lakehouse, Lease, Mark,
-    Notifier, Optimize, PartitionRead, PipelineMetric, Ports, Query, Restore, Result, Rewritten, Run, RunLedger, RunStart, Scd2,
-    TableSource, TableVersion, TableWrite, Upsert, Vacuum, Warehouse, event_log::EventLog,
+    AddColumns, Alert, Append, AppendRows, Column, Commit, DayWrite, DimensionApi, Env, Fact, Fence, Fetched, Lakehouse, Lease,
+    Mark, Notifier, Optimize, PartitionRead, PipelineMetric, Ports, Query, Restore, Result, Rewritten, Run, RunLedger, RunStart,
+    Scd2, TableSource, TableVersion, TableWrite, Upsert, UpsertRows, Vacuum, Warehouse, event_log::EventLog,
 };
 use crate::store_credentials;
 
@@ -208,6 +208,11 @@ impl Lakehouse for Recorded<dyn Lakehouse> {
         let result = self.inner.append(append).await;
         self.marked("append", &table, &mark, result)
     }
+    async fn append_rows(&self, rows: AppendRows) -> Result<Commit> {
+        let (table, mark) = (rows.table.clone(), rows.mark.clone());
+        let result = self.inner.append_rows(rows).await;
+        self.marked("append_rows", &table, &mark, result)
+    }
     async fn upsert(&self, upsert: Upsert) -> Result<Commit> {
         let (table, mark) = (upsert.table.clone(), upsert.mark.clone());
         let result = self.inner.upsert(upsert).await;
@@ -280,6 +285,20 @@ impl Warehouse for Recorded<dyn Warehouse> {
             json!({ "table": table, "fecha": fecha, "epoch": epoch, "rows": rows }),
             result,
         )
+    }
+    async fn upsert_rows(&self, rows: UpsertRows) -> Result<Commit> {
+        let mut refs = json!({ "table": rows.table, "writer": rows.mark.writer, "epoch": rows.mark.epoch });
+        refs["rows"] = json!(rows.batches.iter().map(RecordBatch::num_rows).sum::<usize>());
+        let result = self.inner.upsert_rows(rows).await;
+        if let Ok(Commit::New(version) | Commit::Already(version)) = &result {
+            refs["version"] = json!(version);
+        }
+        self.recorder.port("warehouse", "upsert_rows", refs, result)
+    }
+    async fn writer_epoch(&self, table: &str, writer: &str) -> Result<Option<i64>> {
+        let result = self.inner.writer_epoch(table, writer).await;
+        let epoch = result.as_ref().ok().copied().flatten();
+        self.recorder.port("warehouse", "writer_epoch", json!({ "table": table, "writer": writer, "epoch": epoch }), result)
     }
     async fn query(&self, sql: &str, tables: &[&str]) -> Result<Vec<RecordBatch>> {
         let result = self.inner.query(sql, tables).await;

@@ -17,7 +17,10 @@ use crate::{
     streaming::{
         codec::{AvroClicks, AvroMetrics},
         config::StreamConfig,
+        eventos::{self, EventosTable},
         job::{RealtimeMetrics, StreamPorts},
+        metricas::{self, MetricasTable},
+        sink::Sink,
     },
 };
 
@@ -237,6 +240,32 @@ impl Platform {
         let decoder = Box::new(self.click_decoder(config)?);
         let encoder = Box::new(AvroMetrics::register(self.ports.registry.as_ref()).await?);
         RealtimeMetrics::open(config.clone(), ports, member, decoder, encoder).await
+    }
+
+    /// Opens a member of the sink that writes the clicks to `raw/eventos`; `member` is unique in its group.
+    ///
+    /// # Errors
+    /// Those of [`Sink::open`].
+    pub async fn eventos_sink(&self, config: &StreamConfig, member: &str) -> Result<Sink, PortError> {
+        let Ports { env, log, metrics, .. } = &self.ports;
+        let ports = StreamPorts { env: env.clone(), log: log.clone(), metrics: metrics.clone() };
+        let table = EventosTable::new(config, self.ports.lakehouse.clone(), Box::new(self.click_decoder(config)?))?;
+        Sink::open(eventos::spec(config), ports, member, Box::new(table)).await
+    }
+
+    /// Opens a member of the sink that loads the windows into `realtime.metricas_clicks`; `member` is unique in its group.
+    ///
+    /// # Errors
+    /// Those of [`Sink::open`].
+    pub async fn metricas_sink(&self, config: &StreamConfig, member: &str) -> Result<Sink, PortError> {
+        let Ports { env, log, metrics, .. } = &self.ports;
+        let ports = StreamPorts { env: env.clone(), log: log.clone(), metrics: metrics.clone() };
+        // The sink may be there before the first worker of the job.
+        for spec in config.topic_specs(1).iter().filter(|spec| spec.name == config.topics.metrics) {
+            ports.log.create_topic(spec).await?;
+        }
+        let table = MetricasTable::new(config, self.ports.warehouse.clone(), self.ports.registry.clone())?;
+        Sink::open(metricas::spec(config), ports, member, Box::new(table)).await
     }
 
     /// The highest epoch that a table which a day writes has seen for it; 0 when there is none.

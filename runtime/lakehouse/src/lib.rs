@@ -9,6 +9,7 @@ mod functions;
 mod memory;
 pub mod models;
 pub mod query;
+mod rows;
 mod scd2;
 mod schema;
 mod upkeep;
@@ -42,8 +43,8 @@ use deltalake::{
 };
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use simulacro_core::ports::{
-    AddColumns, Append, Commit, DayWrite, Input, Lakehouse, Optimize, PortError, Query, Restore, Result, Rewritten, Scd2,
-    TableVersion, TableWrite, Upsert, Vacuum,
+    AddColumns, Append, AppendRows, Commit, DayWrite, Input, Lakehouse, Optimize, PortError, Query, Restore, Result, Rewritten,
+    Scd2, TableVersion, TableWrite, Upsert, Vacuum,
 };
 use url::Url;
 
@@ -321,6 +322,10 @@ impl Lakehouse for DeltaLakehouse {
 
     async fn append(&self, append: Append) -> Result<Commit> {
         self.add(append).await
+    }
+
+    async fn append_rows(&self, rows: AppendRows) -> Result<Commit> {
+        self.add_rows(rows).await
     }
 
     async fn upsert(&self, upsert: Upsert) -> Result<Commit> {

@@ -34,7 +34,7 @@ use crate::{DeltaLakehouse, ROOT, memory::Shares, read_failed};
 
 /// Folder of the embedded warehouse, whose tables have their schema in the name of their own folder.
 const WAREHOUSE: &str = "warehouse";
-/// Folder of the raw layer, whose tables are days of Parquet files under manifests.
+/// Folder of the raw layer, whose tables are days of Parquet files under manifests, unless a stream writes them.
 const RAW: &str = "raw";
 /// Manifests that are read at a time.
 const MANIFESTS_AT_ONCE: usize = 8;
@@ -166,9 +166,11 @@ impl SqlLake {
         for layer in self.folders(None).await? {
             for table in self.folders(Some(&layer)).await? {
                 let (layer, name) = (layer.as_ref(), table.filename().unwrap_or_default());
-                if layer == RAW {
+                let is_delta = self.folders(Some(&table)).await?.iter().any(|f| f.filename() == Some("_delta_log"));
+                // A stream writes its raw rows as Delta.
+                if layer == RAW && !is_delta {
                     out.insert(format!("{RAW}.{name}"), Place::Raw(table.to_string()));
-                } else if self.folders(Some(&table)).await?.iter().any(|f| f.filename() == Some("_delta_log")) {
+                } else if is_delta {
                     let qualified = if layer == WAREHOUSE { name.to_owned() } else { format!("{layer}.{name}") };
                     out.insert(qualified, Place::Delta(table.to_string()));
                 }

@@ -24,7 +24,7 @@ use crate::{
     commit::{Start, Txn},
     query_failed, read_failed,
     schema::conform,
-    upsert::{all, keyed, keys_are_unique, known, nothing_merged, of, quoted},
+    upsert::{Nulls, all, keyed, keys_are_unique, known, nothing_merged, of, quoted},
 };
 
 const SOURCE: &str = "simulacro_source";
@@ -84,7 +84,7 @@ impl DeltaLakehouse {
             Some(existing) => conform(&ctx, &table, existing, first.into_unoptimized_plan())?,
             None => first.into_unoptimized_plan(),
         };
-        keys_are_unique(&what, &ctx, &rows, &keys).await?;
+        keys_are_unique(&what, &ctx, &rows, &keys, Nulls::Refused).await?;
         if absent == Absent::Ends && rows.clone().limit(0, Some(1)).map_err(wrong)?.count().await.map_err(wrong)? == 0 {
             return Err(PortError::permanent(format!("{what}: found no rows, expected the whole dimension")));
         }

@@ -53,12 +53,30 @@ pub(crate) fn known(what: &str, frame: &DataFrame, asked: &[String], role: &str,
     }
 }
 
-/// Refuses rows whose key has a null or stands twice.
-pub(crate) async fn keys_are_unique(what: &str, ctx: &SessionContext, rows: &DataFrame, keys: &[String]) -> Result<()> {
+/// What a null in a key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Nulls {
+    /// An error.
+    Refused,
+    /// A value like any other, equal to itself.
+    Equal,
+}
+
+/// Refuses rows whose key stands twice, or has a null where that is an error.
+pub(crate) async fn keys_are_unique(
+    what: &str,
+    ctx: &SessionContext,
+    rows: &DataFrame,
+    keys: &[String],
+    nulls: Nulls,
+) -> Result<()> {
     const VIEW: &str = "simulacro_rows";
     let failed = |e| crate::commit::write_failed(format!("{what}: look for keys that stand twice"), e);
     let list = keys.iter().map(|k| quoted(k)).collect::<Vec<_>>().join(", ");
-    let null = keys.iter().map(|k| format!("{} IS NULL", quoted(k))).collect::<Vec<_>>().join(" OR ");
+    let null = match nulls {
+        Nulls::Refused => keys.iter().map(|k| format!("{} IS NULL", quoted(k))).collect::<Vec<_>>().join(" OR "),
+        Nulls::Equal => "false".to_owned(),
+    };
     ctx.register_table(VIEW, rows.clone().into_view()).map_err(failed)?;
     let sql = format!(
         "SELECT {list}, count(*) AS simulacro_count FROM {VIEW} GROUP BY {list} HAVING count(*) > 1 OR {null} \
@@ -79,8 +97,8 @@ pub(crate) async fn keys_are_unique(what: &str, ctx: &SessionContext, rows: &Dat
         return Ok(());
     }
     let (keys, named) = (keys.join(", "), named.join("; "));
-    Err(PortError::permanent(format!("{what}: key ({keys}): found {named}, expected each key once and without nulls"))
-        .code("KEY"))
+    let without = if nulls == Nulls::Refused { " and without nulls" } else { "" };
+    Err(PortError::permanent(format!("{what}: key ({keys}): found {named}, expected each key once{without}")).code("KEY"))
 }
 
 fn show(batch: &RecordBatch, row: usize, keys: usize) -> String {
@@ -131,13 +149,7 @@ impl DeltaLakehouse {
             None => self.create(&table, &txn, partition_by, &ctx, plan).await,
             Some(existing) => {
                 let plan = conform(&ctx, &table, &existing, plan)?;
-                existing
-                    .write(vec![])
-                    .with_save_mode(SaveMode::Append)
-                    .with_input_plan(plan)
-                    .with_session_state(Arc::new(ctx.state()))
-                    .with_commit_properties(txn.properties())
-                    .await
+                insert(existing, &txn, &ctx, plan).await
             }
         };
         self.settle(&table, &txn, what, Some(&ctx), result).await
@@ -158,27 +170,45 @@ impl DeltaLakehouse {
             Some(existing) => conform(&ctx, &table, existing, rows.clone().into_unoptimized_plan())?,
             None => keyed(&ctx, rows.clone(), &keys).map_err(|e| query_failed(&query, e))?.into_unoptimized_plan(),
         };
-        keys_are_unique(&what, &ctx, &rows, &keys).await?;
+        keys_are_unique(&what, &ctx, &rows, &keys, Nulls::Refused).await?;
         let result = match existing {
             None => self.create(&table, &txn, Vec::new(), &ctx, plan).await,
-            Some(existing) => merge_changed(existing, &txn, &ctx, plan, &keys, &ignored).await,
+            Some(existing) => {
+                let matched = all(keys.iter().map(|k| of("target", k).eq(of("source", k))));
+                merge_changed(existing, &txn, &ctx, plan, matched, (&keys, &ignored)).await
+            }
         };
         self.settle(&table, &txn, what, Some(&ctx), result).await
     }
 }
 
-/// Merges the rows of `plan` by key, and touches only rows that differ.
-async fn merge_changed(
+/// Adds the rows of `plan` to a table that is there.
+pub(crate) async fn insert(
     existing: DeltaTable,
     txn: &Txn,
     ctx: &SessionContext,
     plan: LogicalPlan,
-    keys: &[String],
-    ignored: &[String],
+) -> Result<DeltaTable, DeltaTableError> {
+    existing
+        .write(vec![])
+        .with_save_mode(SaveMode::Append)
+        .with_input_plan(plan)
+        .with_session_state(Arc::new(ctx.state()))
+        .with_commit_properties(txn.properties())
+        .await
+}
+
+/// Merges the rows of `plan` into those for which `matched` holds, and touches only rows that differ.
+pub(crate) async fn merge_changed(
+    existing: DeltaTable,
+    txn: &Txn,
+    ctx: &SessionContext,
+    plan: LogicalPlan,
+    matched: Option<Expr>,
+    (keys, ignored): (&[String], &[String]),
 ) -> Result<DeltaTable, DeltaTableError> {
     let names: Vec<String> = plan.schema().fields().iter().map(|f| f.name().clone()).collect();
     let source = DataFrame::new(ctx.state(), plan);
-    let matched = all(keys.iter().map(|k| of("target", k).eq(of("source", k))));
     let differs = |name: &String| binary_expr(of("target", name), Operator::IsDistinctFrom, of("source", name));
     let changed = names.iter().filter(|n| !keys.contains(n) && !ignored.contains(n)).map(differs).reduce(Expr::or);
     let Some(matched) = matched else { return Err(DeltaTableError::Generic("a merge needs a key".into())) };

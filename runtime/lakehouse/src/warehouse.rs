@@ -1,14 +1,14 @@
 //! The embedded warehouse: Delta tables of their own, queried by DataFusion.
 //!
 //! What it leaves out: users, grants and concurrent writers. A table `analytics.metricas_diarias` is the folder
-//! `warehouse/analytics.metricas_diarias`, loaded a day at a time under the same epoch rule as the lakehouse.
+//! `warehouse/analytics.metricas_diarias`, loaded a day at a time, or row by row, under the same epoch rules as the lakehouse.
 
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use chrono::NaiveDate;
-use simulacro_core::ports::{Commit, Input, Lakehouse, PortError, Query, Result, Warehouse};
+use simulacro_core::ports::{Commit, Input, Lakehouse, PortError, Query, Result, UpsertRows, Warehouse};
 
 use crate::DeltaLakehouse;
 
@@ -38,6 +38,16 @@ impl Warehouse for DeltaWarehouse {
         let _ = self.lakehouse.maintain(&folder(table)).await;
         let plan = ctx.read_batches(batches).map_err(failed)?.into_unoptimized_plan();
         self.lakehouse.replace_day(&folder(table), fecha, epoch, &ctx, plan).await
+    }
+
+    async fn upsert_rows(&self, rows: UpsertRows) -> Result<Commit> {
+        // As above: before the write.
+        let _ = self.lakehouse.maintain(&folder(&rows.table)).await;
+        self.lakehouse.merge_rows(UpsertRows { table: folder(&rows.table), ..rows }).await
+    }
+
+    async fn writer_epoch(&self, table: &str, writer: &str) -> Result<Option<i64>> {
+        self.lakehouse.writer_epoch(&folder(table), writer).await
     }
 
     async fn query(&self, sql: &str, tables: &[&str]) -> Result<Vec<RecordBatch>> {

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use simulacro_core::ports::{
-    AddColumns, Append, Commit, DayWrite, Env, Lakehouse, Mark, Optimize, Query, Restore, Result, Rewritten, Scd2, TableVersion,
+    AddColumns, Append, AppendRows, Commit, DayWrite, Env, Lakehouse, Mark, Optimize, Query, Restore, Result, Rewritten, Scd2, TableVersion,
     TableWrite, Upsert, Vacuum,
 };
 
@@ -158,6 +158,9 @@ impl Lakehouse for AlteredLakehouse {
     }
     async fn append(&self, append: Append) -> Result<Commit> {
         self.inner.append(append).await
+    }
+    async fn append_rows(&self, rows: AppendRows) -> Result<Commit> {
+        self.inner.append_rows(rows).await
     }
     async fn upsert(&self, upsert: Upsert) -> Result<Commit> {
         self.inner.upsert(upsert).await

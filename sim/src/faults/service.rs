@@ -13,7 +13,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use simulacro_core::{
     contract::check::QualityResult,
-    ports::{Commit, Env, Fact, Fence, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, Warehouse},
+    ports::{Commit, Env, Fact, Fence, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, UpsertRows, Warehouse},
 };
 
 use super::Strikes;
@@ -237,6 +237,12 @@ impl Warehouse for FaultyWarehouse {
                 Err(PortError::unknown(what).code("ETIMEDOUT").because("the warehouse did not answer"))
             }
         }
+    }
+    async fn upsert_rows(&self, rows: UpsertRows) -> Result<Commit> {
+        self.inner.upsert_rows(rows).await
+    }
+    async fn writer_epoch(&self, table: &str, writer: &str) -> Result<Option<i64>> {
+        self.inner.writer_epoch(table, writer).await
     }
     async fn query(&self, sql: &str, tables: &[&str]) -> Result<Vec<RecordBatch>> {
         self.inner.query(sql, tables).await

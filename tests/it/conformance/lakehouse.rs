@@ -2,10 +2,13 @@
 //!
 //! The suite gets an empty lakehouse; each promise has tables of its own.
 
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use chrono::{NaiveDate, TimeDelta};
 use simulacro_core::ports::{
-    Absent, AddColumns, Append, Column, Commit, DayWrite, Disposition, Effective, Input, Lakehouse, Mark, Optimize, Period,
-    PortError, Query, Restore, Scd2, Upsert, VACUUM_HOURS_MIN, Vacuum,
+    Absent, AddColumns, Append, AppendRows, Column, Commit, DayWrite, Disposition, EPOCH_MOVED, Effective, Input, Lakehouse,
+    Mark, Optimize, Period, PortError, Query, Restore, Scd2, Upsert, VACUUM_HOURS_MIN, Vacuum,
 };
 
 use super::table_source::texts;
@@ -57,6 +60,7 @@ fn version(commit: Commit) -> u64 {
 /// Every promise in turn.
 pub async fn check(lake: &dyn Lakehouse) {
     appended_rows_are_there_once(lake).await;
+    a_writer_goes_on_exactly_where_it_stopped(lake).await;
     an_upsert_touches_only_rows_that_differ(lake).await;
     keys_must_be_unique_and_not_null(lake).await;
     versions_of_a_dimension_follow_its_changes(lake).await;
@@ -98,6 +102,49 @@ async fn appended_rows_are_there_once(lake: &dyn Lakehouse) {
     assert_eq!(rows(lake, "conf/parts", "k, n", "k, n").await, ["a 1", "a 1", "null 2", "null 2"]);
     let wrong = Append { partition_by: vec!["fecha".into()], ..append("conf/wrong", 1, "('a', 1)") };
     refused(lake.append(wrong).await, &["partition column fecha", "k, n"]);
+}
+
+async fn a_writer_goes_on_exactly_where_it_stopped(lake: &dyn Lakehouse) {
+    let table = "conf/rows";
+    let columns = |keys: &[&str]| -> Vec<(&'static str, ArrayRef, bool)> {
+        vec![
+            ("k", Arc::new(StringArray::from(keys.to_vec())), false),
+            ("n", Arc::new(Int64Array::from(vec![None; keys.len()])), true),
+        ]
+    };
+    let rows = |writer: &str, after: Option<i64>, epoch: i64, keys: &[&str]| AppendRows {
+        table: table.into(),
+        mark: mark(writer, epoch),
+        after,
+        partition_by: vec!["k".into()],
+        batches: vec![RecordBatch::try_from_iter_with_nullable(columns(keys)).expect("a batch")],
+    };
+    let moved = |result: Result<Commit, PortError>| {
+        let error = result.expect_err("it is refused");
+        assert_eq!((error.code.as_deref(), error.disposition), (Some(EPOCH_MOVED), Disposition::Retryable), "{error}");
+    };
+    // Who has written before finds no table where he was.
+    moved(lake.append_rows(rows("uno", Some(5), 10, &["a"])).await);
+    version(lake.append_rows(rows("uno", None, 10, &["a", "b"])).await.expect("a table is made"));
+    assert!(matches!(lake.append_rows(rows("uno", None, 10, &["a", "b"])).await, Ok(Commit::Already(_))));
+    // In front of the position, behind it, and from nowhere: nothing is written.
+    for after in [Some(9), Some(11), None] {
+        moved(lake.append_rows(rows("uno", after, 20, &["x"])).await);
+    }
+    version(lake.append_rows(rows("uno", Some(10), 17, &["c"])).await.expect("rows are added"));
+    // One who was overtaken: his rows reach further, and begin before what is there.
+    moved(lake.append_rows(rows("uno", Some(10), 25, &["c", "d"])).await);
+    assert!(matches!(lake.append_rows(rows("uno", Some(10), 12, &["c"])).await, Ok(Commit::Already(_))));
+    // Without rows the position moves all the same.
+    version(lake.append_rows(rows("uno", Some(17), 30, &[])).await.expect("the epoch is noted"));
+    assert_eq!(lake.writer_epoch(table, "uno").await.expect("the log is read"), Some(30));
+    version(lake.append_rows(rows("otro", None, 1, &["z"])).await.expect("another writer begins"));
+    assert_eq!(self::rows(lake, table, "k, n", "k").await, ["a null", "b null", "c null", "z null"]);
+    let nothing = AppendRows { batches: Vec::new(), ..rows("uno", Some(30), 31, &[]) };
+    refused(lake.append_rows(nothing).await, &["found no batch"]);
+    let wrong = RecordBatch::try_from_iter(columns(&["a"]).into_iter().take(1).map(|(name, array, _)| (name, array)));
+    let wrong = AppendRows { batches: vec![wrong.expect("a batch")], ..rows("uno", Some(30), 31, &[]) };
+    refused(lake.append_rows(wrong).await, &["column n: found none, expected int64"]);
 }
 
 fn upsert(table: &str, epoch: i64, values: &str) -> Upsert {

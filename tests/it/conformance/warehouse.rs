@@ -8,7 +8,7 @@ use arrow::array::{
     ArrayRef, Date32Array, Decimal128Array, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 use chrono::NaiveDate;
-use simulacro_core::ports::{Commit, Disposition, Warehouse};
+use simulacro_core::ports::{Commit, Disposition, EPOCH_MOVED, Mark, UpsertRows, Warehouse};
 
 use super::table_source::texts;
 
@@ -49,8 +49,75 @@ async fn load(warehouse: &dyn Warehouse, fecha: NaiveDate, epoch: i64, cents: &[
     warehouse.load_day(TABLE, fecha, epoch, vec![rows(fecha, cents)]).await.expect("the day is loaded")
 }
 
+/// Windows by their key: kind, page, revision, clicks.
+fn windows(cells: &[(&str, Option<&str>, i64, i64)]) -> RecordBatch {
+    let columns: Vec<(&str, ArrayRef, bool)> = vec![
+        ("window_kind", Arc::new(StringArray::from_iter_values(cells.iter().map(|c| c.0))), false),
+        ("page", Arc::new(cells.iter().map(|c| c.1).collect::<StringArray>()), true),
+        ("revision", Arc::new(Int64Array::from_iter_values(cells.iter().map(|c| c.2))), false),
+        ("clicks", Arc::new(Int64Array::from_iter_values(cells.iter().map(|c| c.3))), false),
+        (
+            "window_start",
+            Arc::new(TimestampMicrosecondArray::from(vec![852_098_400_000_000; cells.len()]).with_timezone("UTC")),
+            false,
+        ),
+    ];
+    RecordBatch::try_from_iter_with_nullable(columns).expect("a batch")
+}
+
+async fn rows_are_merged_by_key_once_by_a_writer_that_goes_on(warehouse: &dyn Warehouse) {
+    const WINDOWS: &str = "realtime.metricas_prueba";
+    let upsert = |writer: &str, after: Option<i64>, epoch: i64, batch: RecordBatch| UpsertRows {
+        table: WINDOWS.into(),
+        mark: Mark { writer: writer.into(), epoch },
+        after,
+        keys: ["window_kind", "window_start", "page", "revision"].map(str::to_owned).to_vec(),
+        batches: vec![batch],
+    };
+    let read = async || {
+        let sql = "SELECT window_kind, page, revision, clicks FROM realtime.metricas_prueba \
+                   ORDER BY window_kind, coalesce(page, ''), revision";
+        let show = |cell: Option<String>| cell.unwrap_or_else(|| "null".into());
+        let batches = warehouse.query(sql, &[WINDOWS]).await.expect("the table is there");
+        texts(&batches).into_iter().map(|row| row.into_iter().map(show).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    assert_eq!(warehouse.writer_epoch(WINDOWS, "metricas-0").await.expect("it answers"), None);
+    let first = windows(&[("region_1m", None, 0, 5), ("page_1m", Some("/"), 0, 3), ("page_1m", Some(""), 0, 2)]);
+    let commit = warehouse.upsert_rows(upsert("metricas-0", None, 10, first.clone())).await.expect("a table is made");
+    assert!(matches!(commit, Commit::New(_)));
+    let commit = warehouse.upsert_rows(upsert("metricas-0", None, 10, first)).await.expect("nothing is written");
+    assert!(matches!(commit, Commit::Already(_)));
+    assert_eq!(warehouse.writer_epoch(WINDOWS, "metricas-0").await.expect("it answers"), Some(10));
+    // A revision more is a row more.
+    let more = windows(&[("region_1m", None, 1, 6), ("page_1m", Some("/"), 1, 4)]);
+    warehouse.upsert_rows(upsert("metricas-0", Some(10), 20, more)).await.expect("rows are added");
+    assert_eq!(read().await, ["page_1m  0 2", "page_1m / 0 3", "page_1m / 1 4", "region_1m null 0 5", "region_1m null 1 6"]);
+    // A key that is there is replaced, a null in it included, and no other row is touched.
+    let again = windows(&[("region_1m", None, 1, 7), ("page_1m", Some("/"), 1, 9), ("page_1m", Some("/x"), 0, 1)]);
+    warehouse.upsert_rows(upsert("metricas-0", Some(20), 30, again)).await.expect("rows are merged");
+    let merged = ["page_1m  0 2", "page_1m / 0 3", "page_1m / 1 9", "page_1m /x 0 1", "region_1m null 0 5", "region_1m null 1 7"];
+    assert_eq!(read().await, merged);
+    // Whoever is not where the table is, is told so and writes nothing.
+    for (after, epoch) in [(Some(20), 40), (None, 40), (Some(35), 40)] {
+        let row = windows(&[("region_1m", None, 1, 99)]);
+        let error = warehouse.upsert_rows(upsert("metricas-0", after, epoch, row)).await.expect_err("it has moved");
+        assert_eq!((error.code.as_deref(), error.disposition), (Some(EPOCH_MOVED), Disposition::Retryable), "{error}");
+    }
+    // Another writer has a position of its own, and without rows it moves all the same.
+    warehouse.upsert_rows(upsert("metricas-1", None, 3, windows(&[]))).await.expect("the epoch is noted");
+    assert_eq!(warehouse.writer_epoch(WINDOWS, "metricas-1").await.expect("it answers"), Some(3));
+    let twice = windows(&[("region_1m", None, 5, 1), ("region_1m", None, 5, 2)]);
+    let error = warehouse.upsert_rows(upsert("metricas-0", Some(30), 40, twice)).await.expect_err("a key stands twice");
+    assert_eq!(error.disposition, Disposition::Permanent, "{}", error.chain());
+    let unknown = UpsertRows { keys: vec!["ventana".into()], ..upsert("metricas-0", Some(30), 40, windows(&[])) };
+    let error = warehouse.upsert_rows(unknown).await.expect_err("there is no such column");
+    assert!(error.disposition == Disposition::Permanent && error.to_string().contains("key column ventana"), "{error}");
+    assert_eq!(read().await, merged);
+}
+
 /// Every promise in turn.
 pub async fn check(warehouse: &dyn Warehouse) {
+    rows_are_merged_by_key_once_by_a_writer_that_goes_on(warehouse).await;
     let error = warehouse.query(ALL, &[TABLE]).await.expect_err("the table is missing");
     assert_eq!(error.disposition, Disposition::Permanent);
     assert!(error.to_string().contains("metricas_prueba"), "{error}");

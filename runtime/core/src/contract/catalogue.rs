@@ -12,6 +12,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("cohortes_usuario.yaml", include_str!("../../../../contracts/odcs/cohortes_usuario.yaml")),
     ("eventos.yaml", include_str!("../../../../contracts/odcs/eventos.yaml")),
     ("eventos_sessionized.yaml", include_str!("../../../../contracts/odcs/eventos_sessionized.yaml")),
+    ("funnel_conversion.yaml", include_str!("../../../../contracts/odcs/funnel_conversion.yaml")),
     ("inventario.yaml", include_str!("../../../../contracts/odcs/inventario.yaml")),
     ("inventario_dim.yaml", include_str!("../../../../contracts/odcs/inventario_dim.yaml")),
     ("metricas_clicks.yaml", include_str!("../../../../contracts/odcs/metricas_clicks.yaml")),

@@ -440,6 +440,11 @@ impl Project {
         needs.filter(|n| matches!(n, Need::Source(..))).collect()
     }
 
+    /// Whether the columns of a stored model are known.
+    fn has_contract(&self, model: &Model) -> bool {
+        self.contracts.iter().any(|c| c.physical_name == model.table)
+    }
+
     fn source(&self, schema: &str, table: &str) -> Option<&Contract> {
         let place = format!("{schema}/{table}");
         self.contracts.iter().find(|c| c.physical_name == place)

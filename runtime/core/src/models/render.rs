@@ -19,7 +19,7 @@ pub struct At<'a> {
     pub now: DateTime<Utc>,
     /// Version of the pipeline.
     pub version: &'a str,
-    /// Optional sources that are not there.
+    /// Optional sources, and models that are not made, that are not there.
     pub absent: &'a BTreeSet<Need>,
 }
 
@@ -138,6 +138,10 @@ impl Project {
     fn relation(&self, model: &Model, at: &At<'_>, lookback: Lookback, inputs: &mut Inputs) -> String {
         match model.materialization {
             Materialization::View => format!("(\n{}\n)", self.body(model, at, lookback, inputs)),
+            Materialization::Day if at.absent.contains(&Need::Model(model.name.clone())) => {
+                // Only a model with a contract is ever absent.
+                self.contracts.iter().find(|c| c.physical_name == model.table).map(nothing).unwrap_or_default()
+            }
             Materialization::Day => {
                 inputs.insert(model.name.clone(), Input::Delta(model.table.clone()));
                 days(&model.name, at.day, lookback)

@@ -71,11 +71,12 @@ pub struct Step {
 pub struct Report {
     /// Each day of each model that was written, in that order, with the epoch it was written under.
     pub made: Vec<(Step, i64, Commit)>,
-    /// Optional sources that were not there; the models saw no rows of them.
+    /// What was not there and could be done without; the models saw no rows of it.
     pub absent: BTreeSet<Need>,
 }
 
-/// Optional sources of the chosen models that are not there now.
+/// What the chosen models read and can do without, and that is not there now: optional sources, and stored models that are
+/// not chosen and were never made.
 ///
 /// # Errors
 /// When the lake does not answer.
@@ -87,6 +88,11 @@ pub async fn absent(lakehouse: &dyn Lakehouse, project: &Project) -> Result<BTre
             && !lakehouse.exists(&format!("{schema}/{table}")).await?
         {
             out.insert(need.clone());
+        }
+    }
+    for model in project.read().filter(|m| m.materialization == Materialization::Day && !project.is_chosen(&m.name)) {
+        if project.has_contract(model) && !lakehouse.exists(&model.table).await? {
+            out.insert(Need::Model(model.name.clone()));
         }
     }
     Ok(out)
@@ -205,7 +211,7 @@ pub async fn write_models(
 ) -> Result<Report> {
     let mut report = Report { made: Vec::new(), absent: absent(lakehouse, project).await? };
     for need in &report.absent {
-        tracing::warn!(source = %need, "optional source is not there, models see no rows of it");
+        tracing::info!(source = %need, "not there, models see no rows of it");
     }
     for step in plan(lakehouse, project, &batch.days).await? {
         let Some(model) = project.model(&step.model) else { continue };

@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn a_plus_brings_what_is_read_or_what_reads() {
         assert_eq!(chosen("metricas_diarias"), ["metricas_diarias"]);
-        assert_eq!(chosen("+metricas_diarias"), ["stg_ventas_validadas", "int_ventas_enriquecidas", "metricas_diarias"]);
+        assert_eq!(chosen("+metricas_producto"), ["stg_ventas_validadas", "int_ventas_enriquecidas", "metricas_producto"]);
         assert_eq!(
             chosen("int_ventas_enriquecidas+"),
             ["int_ventas_enriquecidas", "metricas_diarias", "metricas_producto", "user_features"]
@@ -174,8 +174,8 @@ mod tests {
 
     #[test]
     fn a_run_of_one_model_needs_no_source_of_another() {
-        let one = shipped().expect("they parse").select("metricas_diarias").expect("it is there");
-        assert_eq!(one.tables().collect::<Vec<_>>(), ["marts/metricas_diarias"]);
+        let one = shipped().expect("they parse").select("metricas_producto").expect("it is there");
+        assert_eq!(one.tables().collect::<Vec<_>>(), ["marts/metricas_producto"]);
         assert!(one.read().all(|m| m.optional.is_empty()), "no dimension");
         assert!(shipped().expect("they parse").read().any(|m| !m.optional.is_empty()));
     }

@@ -116,6 +116,24 @@ pub struct Append {
     pub query: Query,
 }
 
+/// Rows in memory to be added to a Delta table, by a writer that goes on where it stopped.
+#[derive(Debug, Clone)]
+pub struct AppendRows {
+    /// Folder of the table.
+    pub table: String,
+    /// Who writes. The epoch is the writer's position after these rows, for example an offset.
+    pub mark: Mark,
+    /// The writer's last epoch, where these rows begin; `None` when it has never written to the table.
+    pub after: Option<i64>,
+    /// Columns by which the table is partitioned when this call makes it; an existing table keeps its own.
+    pub partition_by: Vec<String>,
+    /// The rows, at least one batch, all of one schema. Without rows the epoch alone is noted.
+    pub batches: Vec<RecordBatch>,
+}
+
+/// Code of a write whose writer is not where it is expected to be: somebody else has written under its name.
+pub const EPOCH_MOVED: &str = "EPOCH_MOVED";
+
 /// Rows to be merged into a Delta table by their key.
 #[derive(Debug, Clone)]
 pub struct Upsert {
@@ -309,6 +327,15 @@ pub trait Lakehouse: fmt::Debug + Send + Sync {
     /// # Errors
     /// Any disposition. After `Unknown`, repeat the same epoch, never the next.
     async fn append(&self, append: Append) -> Result<Commit>;
+    /// Adds rows of a writer that goes on exactly where it stopped, at most once per mark. Atomic. Creates the table when it
+    /// is missing. Two processes that write under one name can therefore neither repeat nor skip rows: the position that
+    /// the table has decides, and the slower of the two is refused.
+    ///
+    /// # Errors
+    /// `Retryable` with code [`EPOCH_MOVED`] when the writer's last epoch is neither `after` nor at or above that of the
+    /// mark: ask [`Lakehouse::writer_epoch`] and go on from there. Otherwise any disposition; after `Unknown`, repeat the
+    /// same call.
+    async fn append_rows(&self, rows: AppendRows) -> Result<Commit>;
     /// Inserts the rows whose keys the table does not have and replaces those whose columns differ, at most once per mark.
     /// Rows that do not differ stay as they are. Atomic. Creates the table when it is missing.
     ///

@@ -14,7 +14,7 @@ pub trait Metrics: fmt::Debug + Send + Sync {
 }
 
 /// Every metric of the platform: name, kind and help text. An exporter describes these and no others.
-pub const ALL: [(&str, Kind, &str); 18] = [
+pub const ALL: [(&str, Kind, &str); 21] = [
     ("simulacro_batch_runs_total", Kind::Counter, "Runs of the daily pipeline that ended, by state"),
     ("simulacro_batch_rows_total", Kind::Counter, "Source rows of published days, by fate"),
     ("simulacro_batch_run_duration_seconds", Kind::Gauge, "Duration of the last run of the daily pipeline"),
@@ -32,6 +32,9 @@ pub const ALL: [(&str, Kind, &str); 18] = [
     ("simulacro_stream_commits_total", Kind::Counter, "Transactions of the realtime job, by outcome"),
     ("simulacro_stream_partials_expired_total", Kind::Counter, "Partials that came after their window's state had expired"),
     ("simulacro_stream_lag_records", Kind::Gauge, "Records between the position and the end, by partition"),
+    ("simulacro_sink_rows_total", Kind::Counter, "Rows that the sinks of the stream wrote, by sink"),
+    ("simulacro_sink_left_out_total", Kind::Counter, "Records that have no row in a sink's table, by sink"),
+    ("simulacro_sink_freshness_seconds", Kind::Gauge, "How long the oldest record of a sink's last write had waited, by sink"),
     ("simulacro_stream_freshness_seconds", Kind::Gauge, "Age of the newest window when it was written"),
 ];
 

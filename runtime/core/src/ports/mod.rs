@@ -20,15 +20,15 @@ pub use env::Env;
 pub use error::{Disposition, PortError, Result};
 pub use event_log::EventLog;
 pub use lakehouse::{
-    Absent, AddColumns, Append, Commit, DayWrite, Effective, Input, Lakehouse, Mark, Optimize, Period, Query, Restore, Rewritten,
-    Rows, Scd2, TableVersion, TableWrite, Upsert, VACUUM_HOURS_MIN, Vacuum,
+    Absent, AddColumns, Append, AppendRows, Commit, DayWrite, EPOCH_MOVED, Effective, Input, Lakehouse, Mark, Optimize, Period,
+    Query, Restore, Rewritten, Rows, Scd2, TableVersion, TableWrite, Upsert, VACUUM_HOURS_MIN, Vacuum,
 };
 pub use ledger::{BUSY, FENCED, Fact, Fence, Lease, PipelineMetric, Run, RunLedger, RunStart, RunState};
 pub use metrics::Metrics;
 pub use notifier::{Alert, Notifier};
 pub use schema_registry::{Compatibility, RegisteredSchema, SchemaRegistry, Verdict};
 pub use table_source::{Column, PartitionRead, TableSource};
-pub use warehouse::Warehouse;
+pub use warehouse::{UpsertRows, Warehouse};
 
 use std::sync::Arc;
 

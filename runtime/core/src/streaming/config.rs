@@ -132,6 +132,16 @@ pub struct StreamConfig {
     /// A member that is silent for longer loses its partitions.
     #[serde(rename = "session_timeout_ms", with = "millis")]
     pub session_timeout: Duration,
+    /// Longest time that an event waits for its write to the lake.
+    #[serde(rename = "eventos_flush_ms", with = "millis")]
+    pub eventos_flush: Duration,
+    /// Longest time that a row of a window waits for its write to the warehouse.
+    #[serde(rename = "metricas_flush_ms", with = "millis")]
+    pub metricas_flush: Duration,
+    /// Records of a partition after which a sink writes earlier.
+    pub sink_records_max: usize,
+    /// Bytes of records that a sink holds before it writes all.
+    pub sink_bytes_max: usize,
 }
 
 /// A value of [`StreamConfig`] that cannot be.
@@ -194,6 +204,10 @@ impl StreamConfig {
             retries_max: 5,
             retry_backoff: Duration::from_millis(100),
             session_timeout: Duration::from_secs(45),
+            eventos_flush: Duration::from_secs(30),
+            metricas_flush: Duration::from_secs(5),
+            sink_records_max: 200_000,
+            sink_bytes_max: 64 << 20,
         }
     }
 
@@ -218,6 +232,8 @@ impl StreamConfig {
             ("future_bound_ms", self.future_bound),
             ("dedup_horizon_ms", self.dedup_horizon),
             ("ahead_max_ms", self.ahead_max),
+            ("eventos_flush_ms", self.eventos_flush),
+            ("metricas_flush_ms", self.metricas_flush),
         ] {
             check(key, format!("{value:?}"), value <= Duration::from_secs(7 * 86_400), "up to seven days")?;
         }
@@ -226,6 +242,8 @@ impl StreamConfig {
         check("pane_keys_max", self.pane_keys_max, (1..=10_000_000).contains(&self.pane_keys_max), "1 to 10000000")?;
         check("commit_records_max", self.commit_records_max, self.commit_records_max > 0, "at least 1")?;
         check("click_bytes_max", self.click_bytes_max, self.click_bytes_max > 0, "at least 1")?;
+        check("sink_records_max", self.sink_records_max, self.sink_records_max > 0, "at least 1")?;
+        check("sink_bytes_max", self.sink_bytes_max, self.sink_bytes_max > 0, "at least 1")?;
         check("restore_records", self.restore_records, self.restore_records > 0, "at least 1")?;
         // One cell with its largest set of users, a page and a region must fit into one record.
         let cell = 8 * self.exact_users_max.max(2_048) + 8_192;

@@ -22,8 +22,8 @@
 //! - **Content is identity.** Events have no id; two that agree in every field within the horizon are one.
 //!
 //! The wire formats stand behind the traits [`ClickDecoder`](event::ClickDecoder) and
-//! [`MetricEncoder`](window::MetricEncoder); those of Avro are in [`codec`]. Left out: supervision of workers,
-//! and the warehouse, which loads the output topic.
+//! [`MetricEncoder`](window::MetricEncoder); those of Avro are in [`codec`]. Beside the job stand two sinks, each a group of
+//! its own: [`eventos`] writes the clicks to the lake, [`metricas`] the output topic to the warehouse.
 
 pub mod checkpoint;
 pub mod click_task;
@@ -33,15 +33,21 @@ pub mod config;
 pub mod dedup;
 pub mod distinct;
 pub mod event;
+pub mod eventos;
 pub mod evidence;
 pub mod job;
 pub mod merge_task;
+pub mod metricas;
 pub mod pane;
 pub mod reconcile;
+pub mod reset;
+pub mod sink;
 pub mod status;
 pub mod watermark;
 pub mod window;
 
+#[cfg(test)]
+mod sink_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -87,6 +87,7 @@ struct Inner {
     calls: u64,
     faults: BTreeMap<u64, Fault>,
     poll_records: usize,
+    polls: u64,
     failing_polls: u32,
 }
 
@@ -122,6 +123,10 @@ impl MemoryLog {
     }
     pub fn clear_faults(&self) {
         self.lock().faults.clear();
+    }
+    /// Polls so far.
+    pub fn polls(&self) -> u64 {
+        self.lock().polls
     }
     /// Producer calls so far.
     pub fn calls(&self) -> u64 {
@@ -199,16 +204,23 @@ impl EventLog for MemoryLog {
         let (_, partitions) = inner.topics.get(topic).ok_or_else(unknown)?;
         Ok(partitions.iter().enumerate().map(|(p, s)| (p as i32, (0, s.end))).collect())
     }
-    async fn offsets_at(&self, _: &str, _: i64) -> Result<BTreeMap<i32, i64>> {
-        unreachable!("the stream does not look up times")
+    async fn offsets_at(&self, topic: &str, time_ms: i64) -> Result<BTreeMap<i32, i64>> {
+        let inner = self.lock();
+        let first = |p: &Partition| p.records.iter().find(|r| r.appended_ms >= time_ms).map_or(p.end, |r| r.offset);
+        Ok(inner.topics[topic].1.iter().enumerate().map(|(p, s)| (p as i32, first(s))).collect())
     }
     async fn committed(&self, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>> {
         let inner = self.lock();
         let mine = inner.committed.iter().filter(|((g, tp), _)| g == group && tp.topic == topic);
         Ok(mine.map(|((_, tp), &offset)| (tp.partition, offset)).collect())
     }
-    async fn reset(&self, _: &str, _: &BTreeMap<TopicPartition, i64>) -> Result<()> {
-        unreachable!("the stream does not reset groups")
+    async fn reset(&self, group: &str, offsets: &BTreeMap<TopicPartition, i64>) -> Result<()> {
+        let mut inner = self.lock();
+        if !inner.members.is_empty() {
+            return Err(PortError::retryable("reset").code("NON_EMPTY_GROUP"));
+        }
+        inner.committed.extend(offsets.iter().map(|(at, offset)| ((group.to_owned(), at.clone()), *offset)));
+        Ok(())
     }
     async fn read(&self, partition: &TopicPartition, offset: i64, max_records: usize) -> Result<(Vec<LogRecord>, i64)> {
         let inner = self.lock();
@@ -271,6 +283,7 @@ impl GroupConsumer for MemoryConsumer {
     async fn poll(&mut self, wait: Duration) -> Result<Polled> {
         let polled = {
             let mut inner = self.log.lock();
+            inner.polls += 1;
             if inner.failing_polls > 0 {
                 inner.failing_polls -= 1;
                 return Err(PortError::retryable("poll").code("NETWORK_EXCEPTION"));
@@ -436,8 +449,10 @@ impl Producer for MemoryProducer {
             };
             let now = p.log.env.0.load(Ordering::SeqCst);
             let mut inner = p.log.lock();
-            let group = group.expect("offsets were sent");
-            check_generation(&inner, &offsets, &group)?;
+            // A transaction without offsets is no member's.
+            if let Some(group) = &group {
+                check_generation(&inner, &offsets, group)?;
+            }
             p.open = None;
             let mut touched = BTreeSet::new();
             for record in records {
@@ -460,7 +475,8 @@ impl Producer for MemoryProducer {
                 inner.topics.get_mut(&topic).expect("topic exists").1[index].end += 1;
             }
             for (at, offset) in offsets {
-                inner.committed.insert((group.group.clone(), at), offset);
+                let group = group.as_ref().expect("offsets of a group").group.clone();
+                inner.committed.insert((group, at), offset);
             }
             drop(inner);
             p.last_committed = true;

@@ -1,4 +1,4 @@
--- what: Purchases of each customer over the 30 days that end with the day; what comes from events is null.
+-- what: Purchases and sessions of each customer over the 30 days that end with the day; without events the latter are null.
 -- materialized: day
 -- table: marts/user_features
 -- key: fecha, user_id
@@ -38,6 +38,12 @@ categorias AS (
   SELECT user_id, count(*) AS categorias, substr(min(concat(CAST(1000000000 - veces AS VARCHAR), categoria)), 10) AS categoria
   FROM (SELECT user_id, categoria, count(*) AS veces FROM ventas WHERE categoria IS NOT NULL GROUP BY user_id, categoria)
   GROUP BY user_id
+),
+sesiones AS (
+  SELECT user_id, sum(sesiones) AS sesiones, sum(duracion_micros) AS duracion_micros, sum(paginas) AS paginas,
+         sum(add_to_cart) AS add_to_cart
+  FROM {{ ref('int_sesiones_usuario') }}
+  GROUP BY user_id
 )
 SELECT {{ day }} AS fecha, s.user_id,
        s.compras AS total_compras_30d,
@@ -52,11 +58,12 @@ SELECT {{ day }} AS fecha, s.user_id,
        s.ultima_compra, s.primera_compra,
        r.region AS region_preferida,
        c.categoria AS categoria_preferida,
-       CAST(NULL AS DOUBLE) AS duracion_sesion_promedio,
-       CAST(NULL AS DOUBLE) AS paginas_por_sesion,
-       CAST(NULL AS BIGINT) AS total_add_to_cart_30d,
+       CAST(e.duracion_micros AS DOUBLE) / CAST(e.sesiones * 60000000 AS DOUBLE) AS duracion_sesion_promedio,
+       CAST(e.paginas AS DOUBLE) / CAST(e.sesiones AS DOUBLE) AS paginas_por_sesion,
+       e.add_to_cart AS total_add_to_cart_30d,
        {{ now }} AS _updated_at, {{ version }} AS _pipeline_version
 FROM sumas AS s
 JOIN productos AS p ON p.user_id = s.user_id
 JOIN regiones AS r ON r.user_id = s.user_id
 LEFT JOIN categorias AS c ON c.user_id = s.user_id
+LEFT JOIN sesiones AS e ON e.user_id = s.user_id

@@ -15,8 +15,8 @@ fn the_graph_is_drawn_as_text_as_mermaid_and_as_svg() {
     insta::assert_snapshot!("text", text(&project));
     insta::assert_snapshot!("mermaid", mermaid(&project));
     let svg = svg(&project);
-    assert_eq!(svg.matches("<rect").count(), 8 + 3, "eight models and three sources");
-    assert_eq!(svg.matches("<path").count(), 3 + 1 + 4, "one line for each reference");
+    assert_eq!(svg.matches("<rect").count(), 14 + 4, "fourteen models and four sources");
+    assert_eq!(svg.matches("<path").count(), 17, "one line for each reference");
     assert_eq!(svg.matches("<g>").count(), svg.matches("</g>").count());
 }
 

@@ -2,6 +2,7 @@
 
 mod checks;
 mod drawings;
+mod events;
 mod faults;
 mod growth;
 mod laws;

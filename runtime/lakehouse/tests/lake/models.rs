@@ -19,6 +19,7 @@ use simulacro_core::{
 };
 use simulacro_lakehouse::{DeltaLakehouse, models::FILES};
 
+use crate::events::{self, Visit};
 use crate::shop::{Customer, Product, Sale, day, dimensions, enriched, lake, money, now, stage, stage_as};
 
 const CUSTOMERS: &[Customer] = &[
@@ -31,7 +32,9 @@ const CUSTOMERS: &[Customer] = &[
 ];
 const PRODUCTS: &[Product] = &[("p1", Some("libros")), ("p2", Some("libros")), ("p3", Some("musica")), ("p4", None)];
 const DAYS: [&str; 6] = ["2024-01-30", "2024-01-31", "2024-02-01", "2024-02-15", "2024-02-29", "2024-03-01"];
-const REGIONS: [&str; 3] = ["centro", "norte", "sur"];
+/// The day that has no event.
+pub const SILENT: &str = "2024-02-15";
+pub const REGIONS: [&str; 3] = ["centro", "norte", "sur"];
 
 pub fn project() -> Project {
     Project::new(FILES, catalogue::shipped().expect("the contracts parse")).expect("the models are sound")
@@ -72,12 +75,12 @@ async fn rows(lake: &DeltaLakehouse, query: &Query) -> Vec<Vec<String>> {
     out
 }
 
-async fn table(lake: &DeltaLakehouse, folder: &str, columns: &str, order: &str) -> Vec<Vec<String>> {
+pub async fn table(lake: &DeltaLakehouse, folder: &str, columns: &str, order: &str) -> Vec<Vec<String>> {
     let sql = format!("SELECT {columns} FROM t ORDER BY {order}");
     rows(lake, &Query { sql, inputs: vec![("t".into(), Input::Delta(folder.into()))] }).await
 }
 
-fn segment(user: &str, fecha: NaiveDate) -> String {
+pub fn segment(user: &str, fecha: NaiveDate) -> String {
     let holds = |c: &&Customer| c.0 == user && day(c.2) <= fecha && c.3.is_none_or(|end| fecha < day(end));
     CUSTOMERS.iter().find(holds).and_then(|c| c.1).unwrap_or("sin_segmento").to_owned()
 }
@@ -105,25 +108,26 @@ fn users<'a>(sales: impl IntoIterator<Item = &'a &'a Sale>) -> usize {
     sales.into_iter().map(|s| s.user_id.as_str()).collect::<BTreeSet<_>>().len()
 }
 
-fn daily(all: &[Sale]) -> Vec<Vec<String>> {
+fn daily(all: &[Sale], visits: &[Visit]) -> Vec<Vec<String>> {
     let mut groups: BTreeMap<(NaiveDate, String, String), Vec<&Sale>> = BTreeMap::new();
     for s in all {
         groups.entry((s.fecha(), s.region.clone(), segment(&s.user_id, s.fecha()))).or_default().push(s);
     }
-    let row = |((fecha, region, segment), sales): ((NaiveDate, String, String), Vec<&Sale>)| {
+    let row = |((fecha, region, of), sales): ((NaiveDate, String, String), Vec<&Sale>)| {
+        let (region_of, segment_of) = (region.clone(), of.clone());
         let sum = |f: fn(&Sale) -> i64| sales.iter().map(|s| f(s)).sum::<i64>();
         let neto = sum(Sale::neto_cents);
         vec![
             fecha.to_string(),
             region,
-            segment,
+            of,
             money(sum(|s| s.bruto_cents)),
             money(neto),
             money(sum(|s| s.descuento_cents)),
             sales.len().to_string(),
             users(&sales).to_string(),
             per(neto, sales.len()),
-            String::new(),
+            events::conversion(visits, fecha, &region_of, &segment_of, segment),
         ]
     };
     groups.into_iter().map(row).collect()
@@ -199,7 +203,7 @@ fn favourite<'a>(votes: impl Iterator<Item = &'a str>) -> String {
     count.into_iter().min_by_key(|(v, n)| (-n, *v)).map_or(String::new(), |(v, _)| v.to_owned())
 }
 
-fn features(all: &[Sale], days: &[NaiveDate]) -> Vec<Vec<String>> {
+fn features(all: &[Sale], days: &[NaiveDate], visits: &[Visit]) -> Vec<Vec<String>> {
     let mut out = Vec::new();
     for fecha in days {
         let from = *fecha - Days::new(29);
@@ -227,16 +231,28 @@ fn features(all: &[Sale], days: &[NaiveDate]) -> Vec<Vec<String>> {
                 favourite(sales.iter().map(|s| s.region.as_str())),
                 favourite(sales.iter().map(|s| category(&s.product_id)).filter(|c| !c.is_empty())),
             ]);
+            if let Some(row) = out.last_mut() {
+                row.extend(events::features(visits, user, from, *fecha));
+            }
         }
     }
     out
 }
 
-/// Compares all four marts with the sums above.
+/// Compares all marts with the sums above.
 async fn compare(lake: &DeltaLakehouse, all: &[Sale], days: &[NaiveDate]) {
+    compare_with(lake, all, days, &visits()).await;
+}
+
+/// The events of all days but one.
+pub fn visits() -> Vec<Visit> {
+    DAYS.iter().filter(|d| **d != SILENT).flat_map(|d| events::of_day(day(d), 1)).collect()
+}
+
+pub async fn compare_with(lake: &DeltaLakehouse, all: &[Sale], days: &[NaiveDate], visits: &[Visit]) {
     let columns = "fecha, region, segmento_cliente, revenue_bruto, revenue_neto, descuentos_total, transacciones, \
                    usuarios_unicos, ticket_promedio, tasa_conversion";
-    assert_eq!(table(lake, "marts/metricas_diarias", columns, "fecha, region, segmento_cliente").await, daily(all));
+    assert_eq!(table(lake, "marts/metricas_diarias", columns, "fecha, region, segmento_cliente").await, daily(all, visits));
     let columns = "fecha, product_id, categoria, revenue_neto, transacciones, usuarios_unicos, puesto, puesto_categoria";
     assert_eq!(table(lake, "marts/metricas_producto", columns, "fecha, product_id").await, products(all));
     let columns = "fecha, cohorte, mes, usuarios, usuarios_activos, revenue_neto, revenue_acumulado, ltv";
@@ -244,12 +260,15 @@ async fn compare(lake: &DeltaLakehouse, all: &[Sale], days: &[NaiveDate]) {
     let columns = "fecha, user_id, total_compras_30d, revenue_total_30d, ticket_promedio_30d, ticket_std_30d, \
                    productos_unicos_30d, categorias_30d, \
                    arrow_cast(ultima_compra, 'Int64') / 1000000 AS ultima, arrow_cast(primera_compra, 'Int64') / 1000000 AS primera, \
-                   region_preferida, categoria_preferida";
+                   region_preferida, categoria_preferida, duracion_sesion_promedio, paginas_por_sesion, total_add_to_cart_30d";
     let mut found = table(lake, "marts/user_features", columns, "fecha, user_id").await;
-    for row in found.iter_mut().filter(|r| !r[5].is_empty()) {
-        row[5] = format!("{:.6}", row[5].parse::<f64>().expect("a number"));
+    for row in &mut found {
+        for cell in [5, 12, 13].into_iter().filter(|i| !row[*i].is_empty()).collect::<Vec<_>>() {
+            row[cell] = format!("{:.6}", row[cell].parse::<f64>().expect("a number"));
+        }
     }
-    assert_eq!(found, features(all, days));
+    assert_eq!(found, features(all, days, visits));
+    events::compare(lake, visits).await;
 }
 
 async fn tests(lake: &DeltaLakehouse, project: &Project, day: NaiveDate) -> Vec<check::QualityResult> {
@@ -257,19 +276,20 @@ async fn tests(lake: &DeltaLakehouse, project: &Project, day: NaiveDate) -> Vec<
     tested.into_iter().map(|t| t.result).collect()
 }
 
-fn batch(days: &[NaiveDate], epoch: i64) -> Batch {
+pub fn batch(days: &[NaiveDate], epoch: i64) -> Batch {
     Batch { days: days.iter().copied().collect(), epoch, now: now(), version: "1.2.3".into() }
 }
 
 /// A lake with all days run in order, its sales and its days.
-async fn filled() -> (DeltaLakehouse, Vec<Sale>, Vec<NaiveDate>) {
+pub async fn filled() -> (DeltaLakehouse, Vec<Sale>, Vec<NaiveDate>) {
     let (lake, days) = (lake(), DAYS.map(day).to_vec());
     dimensions(&lake, CUSTOMERS, PRODUCTS).await;
+    events::deliver(&lake, 0, &visits()).await;
     let all: Vec<Sale> = days.iter().flat_map(|d| sales(*d, 1)).collect();
     for fecha in &days {
         stage_known(&lake, *fecha, 1, &all).await;
         let report = run_models(&lake, &project(), &batch(&[*fecha], 1)).await.expect("the models run");
-        assert_eq!(report.made.len(), 4, "a new day is made once in each table: {report:?}");
+        assert_eq!(report.made.len(), 6, "a new day is made once in each table: {report:?}");
         assert!(report.absent.is_empty());
     }
     (lake, all, days)
@@ -322,7 +342,7 @@ async fn running_again_or_all_days_at_once_gives_the_same_rows() {
     for round in 0..2 {
         if round == 1 {
             let report = run_models(&lake, &project, &batch(&days, 2)).await.expect("the models run");
-            assert_eq!(report.made.len(), 4 * days.len(), "no day is made twice");
+            assert_eq!(report.made.len(), 6 * days.len(), "no day is made twice");
             assert!(report.made.iter().all(|(_, _, commit)| matches!(commit, Commit::New(_))));
         }
         let mut tables = Vec::new();
@@ -362,7 +382,7 @@ async fn stored_models_keep_their_contracts_and_models_pass_their_tests() {
             ("relationships(product_id, stg_productos.product_id)", "warning")
         ]
     );
-    assert_eq!(results.len(), 26, "{}", check::render(&results));
+    assert_eq!(results.len(), 40, "{}", check::render(&results));
 }
 
 #[tokio::test]
@@ -385,8 +405,8 @@ async fn without_dimensions_every_customer_is_without_segment_and_the_report_say
     let fecha = day("2024-03-01");
     stage(&lake, fecha, 1, &sales(fecha, 1)).await;
     let report = run_models(&lake, &project(), &batch(&[fecha], 1)).await.expect("the models run");
-    let absent = ["clientes_dim", "productos_dim"].map(|t| Need::Source("dim".into(), t.into()));
-    assert_eq!(report.absent, BTreeSet::from(absent));
+    let absent = [("dim", "clientes_dim"), ("dim", "productos_dim"), ("raw", "eventos")];
+    assert_eq!(report.absent, absent.map(|(s, t)| Need::Source(s.into(), t.into())).into());
     let segments = table(&lake, "marts/metricas_diarias", "DISTINCT segmento_cliente", "1").await;
     assert_eq!(segments, [["sin_segmento"]]);
     let results = tests(&lake, &project(), fecha).await;
@@ -395,14 +415,14 @@ async fn without_dimensions_every_customer_is_without_segment_and_the_report_say
     dimensions(&lake, CUSTOMERS, PRODUCTS).await;
     stage_known(&lake, fecha, 2, &sales(fecha, 1)).await;
     run_models(&lake, &project(), &batch(&[fecha], 2)).await.expect("the models run");
-    compare(&lake, &sales(fecha, 1), &[fecha]).await;
+    compare_with(&lake, &sales(fecha, 1), &[fecha], &[]).await;
 }
 
 #[tokio::test]
 async fn a_backfill_of_an_empty_lake_plans_each_day_of_each_table_once() {
     let steps = plan(&lake(), &project(), &DAYS.map(day).into_iter().collect()).await.expect("a plan");
-    assert_eq!(steps.len(), 4 * DAYS.len());
-    assert_eq!(steps[0], Step { model: "cohortes_usuario".into(), fecha: day(DAYS[0]) });
+    assert_eq!(steps.len(), 6 * DAYS.len());
+    assert_eq!(steps[0], Step { model: "eventos_sessionized".into(), fecha: day(DAYS[0]) });
 }
 
 #[test]
@@ -426,7 +446,7 @@ async fn a_day_without_sales_still_has_what_is_known_as_of_it() {
     let quiet = day("2024-03-02");
     days.push(quiet);
     let report = run_models(&lake, &project(), &batch(&[quiet], 1)).await.expect("the models run");
-    assert_eq!(report.made.len(), 4);
+    assert_eq!(report.made.len(), 6);
     compare(&lake, &all, &days).await;
     // It has read the day before, so it is made again with it.
     let changed = day("2024-03-01");
@@ -478,6 +498,16 @@ async fn a_table_that_is_not_there_fails_its_own_tests_only() {
     run_models(&lake, &project().select("metricas_diarias").expect("it is there"), &batch(&[fecha], 1)).await.expect("it runs");
     let results = tests(&lake, &project(), fecha).await;
     let failed: BTreeSet<_> = results.iter().filter(|r| !r.passed).map(|r| r.asset.as_str()).collect();
-    assert_eq!(failed, BTreeSet::from(["cohortes_usuario", "metricas_producto", "user_features"]));
+    assert_eq!(
+        failed,
+        BTreeSet::from([
+            "cohortes_usuario",
+            "eventos_sessionized",
+            "funnel_conversion",
+            "int_sesiones_usuario",
+            "metricas_producto",
+            "user_features"
+        ])
+    );
     assert!(results.iter().filter(|r| !r.passed).all(|r| r.observed.contains("no such table")), "{}", check::render(&results));
 }
