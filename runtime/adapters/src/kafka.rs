@@ -112,6 +112,12 @@ impl KafkaConfig {
     }
 }
 
+/// The segment that is being written is never compacted, and Kafka's own is a gigabyte or a week: whoever restores state from a
+/// compacted topic would read all that was ever written to it.
+const COMPACT_SEGMENT_BYTES: &str = "16777216";
+/// See [`COMPACT_SEGMENT_BYTES`].
+const COMPACT_SEGMENT_MS: &str = "600000";
+
 /// Kafka's name of a code; librdkafka has names of its own for some.
 fn code_name(code: RDKafkaErrorCode) -> String {
     let known = match code {
@@ -303,10 +309,13 @@ impl EventLog for KafkaLog {
             (true, None) => "compact",
             (false, _) => "delete",
         };
-        let topic = NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(self.config.replication))
+        let mut topic = NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(self.config.replication))
             .set("cleanup.policy", policy)
             .set("retention.ms", &retention)
             .set("message.timestamp.type", "LogAppendTime");
+        if spec.compact {
+            topic = topic.set("segment.bytes", COMPACT_SEGMENT_BYTES).set("segment.ms", COMPACT_SEGMENT_MS);
+        }
         let options = AdminOptions::new().operation_timeout(Some(timeout)).request_timeout(Some(timeout));
         let results = admin.create_topics([&topic], &options).await.map_err(idempotent(&what))?;
         for result in results {

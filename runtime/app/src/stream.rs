@@ -30,8 +30,8 @@ use simulacro_core::{
     batch::{MART, STAGING, strings},
     platform::Platform,
     ports::{
-        Compatibility, Fact, Input, Lakehouse, PortError, Ports, Query,
-        event_log::{EventLog, OutRecord, TopicPartition, TopicSpec},
+        Compatibility, Disposition, Env, Fact, Input, Lakehouse, PortError, Ports, Query,
+        event_log::{EventLog, OutRecord, Producer, TopicPartition, TopicSpec},
     },
     slo::samples::{RECONCILED, Reconciled},
     streaming::{
@@ -48,7 +48,7 @@ use simulacro_shop::{
     cdnow,
     clicks::{self, HEARTBEAT},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{Failure, read, report::money, telemetry};
 
@@ -126,6 +126,10 @@ pub struct StreamArgs {
     /// Workers, sharing the partitions
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(WORKERS_MAX)))]
     workers: u16,
+    /// Name of this process, where several share the work over one Kafka. A process that takes the place of a killed one takes
+    /// its name, which ends the transaction that was left open
+    #[arg(long, default_value = "worker", value_parser = process_name)]
+    name: String,
     /// Stop when everything that is there is processed; otherwise at an interrupt
     #[arg(long)]
     until_caught_up: bool,
@@ -147,6 +151,15 @@ pub struct ReconcileArgs {
     /// The day
     #[arg(long)]
     date: NaiveDate,
+}
+
+/// A name that can stand in a transactional id, and in a path.
+fn process_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=64).contains(&text.len()) && text.chars().all(fits) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("found {text:?}, expected 1 to 64 letters, digits, or any of - _ ."))
 }
 
 /// A day whose two sides differ by more than the specification allows.
@@ -343,11 +356,7 @@ pub async fn produce(args: ProduceArgs) -> Result<(), Failure> {
         if ordinal > 0 {
             stage.ports().env.sleep(Duration::from_secs(1)).await;
         }
-        producer.begin().await?;
-        for part in transaction.chunks(SEND_RECORDS) {
-            producer.send(part.to_vec()).await?;
-        }
-        producer.commit().await?;
+        transact(stage.ports().env.as_ref(), producer.as_mut(), transaction).await?;
         bar.inc(transaction.len() as u64);
         info!(%fecha, sent = ordinal * per_transaction + transaction.len(), "events sent");
     }
@@ -356,6 +365,44 @@ pub async fn produce(args: ProduceArgs) -> Result<(), Failure> {
     let revenue: i64 = of_day().map(|p| p.monto_cents).sum();
     println!("{fecha}: {sent} records to {topic}, {partitions} partitions, {damaged} of them damaged on purpose");
     println!("  {} purchases, revenue {}", of_day().count(), money(revenue));
+    Ok(())
+}
+
+/// Most tries of a transaction, and of a commit.
+const TRIES_MAX: u32 = 5;
+/// Wait before the first repetition; it doubles.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// Sends records as one transaction. It is repeated only when it is known not to have landed: a commit of unknown outcome is
+/// asked for again, which is the same as once, and never the whole.
+async fn transact(env: &dyn Env, producer: &mut dyn Producer, records: &[OutRecord]) -> Result<(), PortError> {
+    let mut attempt = 1;
+    while let Err(error) = send_all(producer, records).await {
+        if error.disposition == Disposition::Permanent || attempt == TRIES_MAX {
+            return Err(error);
+        }
+        warn!(error = %error.chain(), attempt, "transaction is thrown away and sent again");
+        producer.abort().await?;
+        env.sleep(TRY_AGAIN_AFTER * (1 << (attempt - 1))).await;
+        attempt += 1;
+    }
+    attempt = 1;
+    while let Err(error) = producer.commit().await {
+        if error.disposition == Disposition::Permanent || attempt == TRIES_MAX {
+            return Err(error);
+        }
+        warn!(error = %error.chain(), attempt, "commit is asked for again");
+        env.sleep(TRY_AGAIN_AFTER * (1 << (attempt - 1))).await;
+        attempt += 1;
+    }
+    Ok(())
+}
+
+async fn send_all(producer: &mut dyn Producer, records: &[OutRecord]) -> Result<(), PortError> {
+    producer.begin().await?;
+    for part in records.chunks(SEND_RECORDS) {
+        producer.send(part.to_vec()).await?;
+    }
     Ok(())
 }
 
@@ -409,8 +456,8 @@ fn view(job: &RealtimeMetrics, config: &StreamConfig) -> View {
     }
 }
 
-async fn work(stage: Arc<Stage>, number: u16, all: Views, stop: Arc<AtomicBool>) -> Result<(), PortError> {
-    let mut job = stage.platform.stream_worker(&stage.config, &format!("worker-{number}")).await?;
+async fn work(stage: Arc<Stage>, member: String, number: u16, all: Views, stop: Arc<AtomicBool>) -> Result<(), PortError> {
+    let mut job = stage.platform.stream_worker(&stage.config, &member).await?;
     while !stop.load(Ordering::Relaxed) {
         job.step().await?;
         let view = view(&job, &stage.config);
@@ -457,12 +504,12 @@ pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
         // A process that was killed may have had more workers: what one of them left open hides every later commit until
         // it times out. The log is ours alone, so nobody alive is fenced.
         for number in 0..WORKERS_MAX {
-            stage.log().producer(Some(&format!("{}-worker-{number}", stage.config.group))).await?;
+            stage.log().producer(Some(&format!("{}-{}-{number}", stage.config.group, args.name))).await?;
         }
     }
     let mut workers = tokio::task::JoinSet::new();
     for number in 0..args.workers {
-        workers.spawn(work(stage.clone(), number, all.clone(), stop.clone()));
+        workers.spawn(work(stage.clone(), format!("{}-{number}", args.name), number, all.clone(), stop.clone()));
     }
     let bar =
         bar(inputs.values().map(|(oldest, end)| (end - oldest).unsigned_abs()).sum(), "{bar:40} {pos}/{len} events  {msg}")?;
