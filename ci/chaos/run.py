@@ -41,7 +41,7 @@ SESSION_S = 6
 # Events of a day: `produce` holds a day in memory.
 DAY_MAX = 1_000_000
 # A session has that many events in the mean; what is sent is counted, this only plans.
-EVENTS_PER_SESSION = 3.3
+EVENTS_PER_SESSION = 2.9
 NOT_HERE = 77
 
 
@@ -242,7 +242,7 @@ class Group:
     def __init__(self, brokers):
         self.client = confluent_kafka.Consumer({
             "bootstrap.servers": brokers, "group.id": check.GROUP, "enable.auto.commit": False, "isolation.level": "read_committed",
-            "auto.offset.reset": "error", "enable.partition.eof": True, "log_level": 2,
+            "auto.offset.reset": "error", "enable.partition.eof": True, "fetch.wait.max.ms": 20, "log_level": 2,
         })
 
     def ends(self, topic):

@@ -17,6 +17,7 @@ mod orchestrated;
 mod orchestrator;
 mod query;
 mod simulator;
+mod stream_chaos;
 mod streaming;
 
 mod conformance;

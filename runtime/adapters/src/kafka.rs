@@ -717,8 +717,8 @@ impl Member {
                 }
             }
         }
+        // Dropping it leaves the group; the last rebalance, which gives everything up, comes within that.
         self.consumer.context().closing.store(true, Ordering::SeqCst);
-        let _ = self.consumer.unassign();
         drop(self);
         if let Some(reply) = closing {
             drop(reply.send(Ok(())));

@@ -88,6 +88,8 @@ struct Inner {
     faults: BTreeMap<u64, Fault>,
     poll_records: usize,
     failing_polls: u32,
+    look_ms: i64,
+    sessions: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -119,6 +121,16 @@ impl MemoryLog {
     /// Lets the next polls fail.
     pub fn fail_polls(&self, polls: u32) {
         self.lock().failing_polls = polls;
+    }
+    /// Lets each look at the log take so long, and members that do not poll within their session lose their partitions.
+    pub fn slow_down(&self, look_ms: i64) {
+        let mut inner = self.lock();
+        (inner.look_ms, inner.sessions) = (look_ms, true);
+    }
+    fn look(&self) -> MutexGuard<'_, Inner> {
+        let inner = self.lock();
+        self.env.0.fetch_add(inner.look_ms, Ordering::SeqCst);
+        inner
     }
     pub fn clear_faults(&self) {
         self.lock().faults.clear();
@@ -194,7 +206,7 @@ impl EventLog for MemoryLog {
         }
     }
     async fn offsets(&self, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>> {
-        let inner = self.lock();
+        let inner = self.look();
         let unknown = || PortError::permanent(format!("offsets of {topic}")).code("UNKNOWN_TOPIC_OR_PARTITION");
         let (_, partitions) = inner.topics.get(topic).ok_or_else(unknown)?;
         Ok(partitions.iter().enumerate().map(|(p, s)| (p as i32, (0, s.end))).collect())
@@ -203,7 +215,7 @@ impl EventLog for MemoryLog {
         unreachable!("the stream does not look up times")
     }
     async fn committed(&self, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>> {
-        let inner = self.lock();
+        let inner = self.look();
         let mine = inner.committed.iter().filter(|((g, tp), _)| g == group && tp.topic == topic);
         Ok(mine.map(|((_, tp), &offset)| (tp.partition, offset)).collect())
     }
@@ -211,7 +223,7 @@ impl EventLog for MemoryLog {
         unreachable!("the stream does not reset groups")
     }
     async fn read(&self, partition: &TopicPartition, offset: i64, max_records: usize) -> Result<(Vec<LogRecord>, i64)> {
-        let inner = self.lock();
+        let inner = self.look();
         let p = &inner.topics[&partition.topic].1[partition.partition as usize];
         Ok(slice(p, offset, max_records))
     }
@@ -228,6 +240,7 @@ impl EventLog for MemoryLog {
             log: self.clone(),
             spec: spec.clone(),
             join,
+            polled_ms: None,
             positions: BTreeMap::new(),
             told_end: BTreeMap::new(),
             releasing: vec![],
@@ -259,6 +272,7 @@ struct MemoryConsumer {
     log: MemoryLog,
     spec: GroupSpec,
     join: u64,
+    polled_ms: Option<i64>,
     positions: BTreeMap<TopicPartition, i64>,
     told_end: BTreeMap<TopicPartition, i64>,
     releasing: Vec<TopicPartition>,
@@ -276,6 +290,11 @@ impl GroupConsumer for MemoryConsumer {
                 return Err(PortError::retryable("poll").code("NETWORK_EXCEPTION"));
             }
             let member = &self.spec.member;
+            let now_ms = self.log.env.0.load(Ordering::SeqCst);
+            let silent_ms = self.polled_ms.replace(now_ms).map_or(0, |before| now_ms - before);
+            if inner.sessions && silent_ms > self.spec.session_timeout.as_millis() as i64 {
+                inner.members.remove(member);
+            }
             if inner.members.get(member) != Some(&self.join) {
                 inner.joins += 1;
                 self.join = inner.joins;

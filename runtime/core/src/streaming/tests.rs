@@ -754,6 +754,23 @@ fn failures_far_apart_do_not_add_up_and_those_in_a_row_end_the_worker() {
 }
 
 #[test]
+fn a_worker_keeps_its_membership_while_it_restores_many_partitions() {
+    run(async {
+        let config = StreamConfig { session_timeout: Duration::from_secs(6), ..config() };
+        let inputs: Vec<Input> = (0..8).map(|p| input(p, &click(&format!("u{p}"), "/", "norte", T0), T0)).collect();
+        let log = log_with(8, 10, &inputs).await;
+        // About three seconds for each partition, and half a minute for all.
+        log.slow_down(500);
+        let mut worker = open(&log, &config, 0).await;
+        for _ in 0..200 {
+            worker.step().await.unwrap();
+        }
+        let read: u64 = worker.clicks().values().map(|task| task.counts().read).sum();
+        assert_eq!((worker.clicks().len(), worker.merges().len(), read), (8, 2, 8));
+    });
+}
+
+#[test]
 fn what_is_revoked_is_committed_before() {
     run(async {
         let config = StreamConfig { commit_interval: Duration::from_secs(86_400), ..config() };
