@@ -532,13 +532,14 @@ class Run:
     def prove(self, before):
         """Damages the topics on purpose, one thing after another, and asks that each is seen for what it is."""
         schemas = check.Schemas(self.registry.url, check.METRIC_FIELDS)
-        message = next(check.records(self.broker.address, check.METRICS, [0]))
-        row = list(check.metric_of(message.value(), schemas))
-        number = int.from_bytes(message.value()[1:5], "big")
-        newest = None
-        for other in check.records(self.broker.address, check.METRICS, [message.partition()]):
-            if other.key() == message.key():
-                newest = list(check.metric_of(other.value(), schemas))
+        # The newest rows of two windows, with their keys.
+        newest, message = {}, None
+        for other in check.records(self.broker.address, check.METRICS, [0]):
+            message = message or other
+            if other.key() in newest or len(newest) < 2:
+                newest[other.key()] = list(check.metric_of(other.value(), schemas))
+        (first, for_cent), (second, for_user) = newest.items()
+        row, number = check.metric_of(message.value(), schemas), int.from_bytes(message.value()[1:5], "big")
         click = next(m for m in check.records(self.broker.address, check.CLICKS, [0]) if m.value() and m.value()[0] == 0)
         schema = int.from_bytes(click.value()[1:5], "big")
         # Past the last midnight: the only minutes that are not too late, and whose windows are closed nevertheless.
@@ -552,16 +553,14 @@ class Run:
             producer.flush(30)
 
         def cent_more():
-            row = list(newest)
-            row[8] += 1
-            row[11] += 1
-            append(check.METRICS, message.partition(), message.key(), check.metric_bytes(number, row))
+            for_cent[8] += 1
+            for_cent[11] += 1
+            append(check.METRICS, 0, first, check.metric_bytes(number, for_cent))
 
         def user_less():
-            row = list(newest)
-            row[10] -= 1
-            row[11] += 2
-            append(check.METRICS, message.partition(), message.key(), check.metric_bytes(number, row))
+            for_user[10] -= 1
+            for_user[11] += 1
+            append(check.METRICS, 0, second, check.metric_bytes(number, for_user))
 
         def back():
             client = confluent_kafka.Consumer({"bootstrap.servers": self.broker.address, "group.id": check.GROUP, "enable.auto.commit": False})
@@ -570,7 +569,7 @@ class Run:
 
         assert check.metric_bytes(number, row) == message.value(), "the checker writes what it reads"
         proofs = [
-            ("a row that is there twice", "duplicate", lambda: append(check.METRICS, message.partition(), message.key(), message.value())),
+            ("a row that is there twice", "duplicate", lambda: append(check.METRICS, 0, message.key(), message.value())),
             ("a row that is one cent off", "wrong", cent_more),
             ("a row that is one user off", "wrong", user_less),
             ("a click that nobody processed", "lost write", lambda: append(check.CLICKS, 0, b"nobody", lost)),
