@@ -90,6 +90,7 @@ struct Inner {
     failing_polls: u32,
     look_ms: i64,
     sessions: bool,
+    holding: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -126,6 +127,10 @@ impl MemoryLog {
     pub fn slow_down(&self, look_ms: i64) {
         let mut inner = self.lock();
         (inner.look_ms, inner.sessions) = (look_ms, true);
+    }
+    /// Polls bring no records any more.
+    pub fn hold_records(&self) {
+        self.lock().holding = true;
     }
     fn look(&self) -> MutexGuard<'_, Inner> {
         let inner = self.lock();
@@ -329,7 +334,8 @@ impl GroupConsumer for MemoryConsumer {
                 }
                 return Ok(Polled::Assigned(assigned));
             }
-            let candidates: Vec<_> = self.positions.keys().filter(|at| !self.paused.contains(*at)).cloned().collect();
+            let may_read = |at: &&TopicPartition| !inner.holding && !self.paused.contains(*at);
+            let candidates: Vec<_> = self.positions.keys().filter(may_read).cloned().collect();
             let mut polled = Polled::Nothing;
             for i in 0..candidates.len() {
                 let at = &candidates[(self.turn + i) % candidates.len()];

@@ -402,11 +402,15 @@ proptest! {
             let config = StreamConfig { commit_records_max: 5, ..config() };
             let log = log_with(2, 3, &inputs).await;
             let mut worker = open(&log, &config, 0).await;
+            while worker.clicks().len() < 2 || worker.merges().len() < 2 {
+                worker.step().await.unwrap();
+            }
             for _ in 0..steps {
                 worker.step().await.unwrap();
             }
             if compact { log.compact() }
             worker.close().await.unwrap();
+            log.hold_records();
             let mut again = open(&log, &config, 0).await;
             while again.clicks().len() < 2 || again.merges().len() < 2 {
                 again.step().await.unwrap();
