@@ -771,6 +771,7 @@ impl Member {
                 Some(Rebalance::Revoke(partitions)) => {
                     let lost = self.consumer.assignment_lost();
                     let names = partitions_of(&partitions);
+                    self.forget_pending(&names)?;
                     if lost || names.is_empty() {
                         self.pending = None;
                         self.give_up(&partitions)?;
@@ -808,6 +809,19 @@ impl Member {
         }
         let what = self.what("give partitions up");
         self.consumer.incremental_unassign(partitions).map_err(idempotent(&what))
+    }
+
+    /// Takes what is revoked out of what waits to be taken over. librdkafka gives up only what it was told to take, so it is
+    /// told both; a member that did not would end here, and did when a rebalance found it waiting for stable offsets.
+    fn forget_pending(&mut self, revoked: &[TopicPartition]) -> Result<()> {
+        let Some(pending) = self.pending.take() else { return Ok(()) };
+        let (gone, left): (Vec<_>, Vec<_>) = partitions_of(&pending).into_iter().partition(|p| revoked.contains(p));
+        let what = self.what("give partitions up before they were taken over");
+        self.consumer.incremental_assign(&list(gone.iter().map(|p| (p, Offset::Invalid)))?).map_err(idempotent(&what))?;
+        if !left.is_empty() {
+            self.pending = Some(list(left.iter().map(|p| (p, Offset::Invalid)))?);
+        }
+        Ok(())
     }
 
     fn forget(&mut self, partition: &TopicPartition) {

@@ -15,6 +15,7 @@ mod slo;
 mod status;
 mod stream;
 mod telemetry;
+mod transact;
 
 use std::process::ExitCode;
 

@@ -30,8 +30,8 @@ use simulacro_core::{
     batch::{MART, STAGING, strings},
     platform::Platform,
     ports::{
-        Compatibility, Disposition, Env, Fact, Input, Lakehouse, PortError, Ports, Query,
-        event_log::{EventLog, OutRecord, Producer, TopicPartition, TopicSpec},
+        Compatibility, Fact, Input, Lakehouse, PortError, Ports, Query,
+        event_log::{EventLog, OutRecord, TopicPartition, TopicSpec},
     },
     slo::samples::{RECONCILED, Reconciled},
     streaming::{
@@ -48,12 +48,14 @@ use simulacro_shop::{
     cdnow,
     clicks::{self, HEARTBEAT},
 };
-use tracing::{info, warn};
+use tracing::info;
 
-use crate::{Failure, read, report::money, telemetry};
+use crate::{Failure, read, report::money, telemetry, transact::transact};
 
 /// Days that were produced, by key, so that none is produced twice.
 const PRODUCED: &str = "simulacro.produced";
+/// Transactional id of whoever produces.
+const PRODUCER: &str = "simulacro-produce";
 /// Records of one call of the log.
 const SEND_RECORDS: usize = 1_000;
 /// Most workers of one process.
@@ -302,7 +304,7 @@ pub async fn produce(args: ProduceArgs) -> Result<(), Failure> {
     }
     stage.log().create_topic(&TopicSpec { name: PRODUCED.into(), partitions: 1, retention: None, compact: true }).await?;
     // A producer of this name first: it ends what one that was killed left open, so that the look sees all there is.
-    let mut producer = stage.log().producer(Some("simulacro-produce")).await?;
+    let mut producer = stage.log().producer(Some(PRODUCER)).await?;
     if produced(stage.log(), fecha).await? {
         return Err(format!("produce {fecha}: found that it was produced before; its sales would count twice or be late").into());
     }
@@ -356,7 +358,8 @@ pub async fn produce(args: ProduceArgs) -> Result<(), Failure> {
         if ordinal > 0 {
             stage.ports().env.sleep(Duration::from_secs(1)).await;
         }
-        transact(stage.ports().env.as_ref(), producer.as_mut(), transaction).await?;
+        let reopen = async || stage.log().producer(Some(PRODUCER)).await;
+        transact(stage.ports().env.as_ref(), &mut producer, reopen, transaction).await?;
         bar.inc(transaction.len() as u64);
         info!(%fecha, sent = ordinal * per_transaction + transaction.len(), "events sent");
     }
@@ -365,44 +368,6 @@ pub async fn produce(args: ProduceArgs) -> Result<(), Failure> {
     let revenue: i64 = of_day().map(|p| p.monto_cents).sum();
     println!("{fecha}: {sent} records to {topic}, {partitions} partitions, {damaged} of them damaged on purpose");
     println!("  {} purchases, revenue {}", of_day().count(), money(revenue));
-    Ok(())
-}
-
-/// Most tries of a transaction, and of a commit.
-const TRIES_MAX: u32 = 5;
-/// Wait before the first repetition; it doubles.
-const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
-
-/// Sends records as one transaction. It is repeated only when it is known not to have landed: a commit of unknown outcome is
-/// asked for again, which is the same as once, and never the whole.
-async fn transact(env: &dyn Env, producer: &mut dyn Producer, records: &[OutRecord]) -> Result<(), PortError> {
-    let mut attempt = 1;
-    while let Err(error) = send_all(producer, records).await {
-        if error.disposition == Disposition::Permanent || attempt == TRIES_MAX {
-            return Err(error);
-        }
-        warn!(error = %error.chain(), attempt, "transaction is thrown away and sent again");
-        producer.abort().await?;
-        env.sleep(TRY_AGAIN_AFTER * (1 << (attempt - 1))).await;
-        attempt += 1;
-    }
-    attempt = 1;
-    while let Err(error) = producer.commit().await {
-        if error.disposition == Disposition::Permanent || attempt == TRIES_MAX {
-            return Err(error);
-        }
-        warn!(error = %error.chain(), attempt, "commit is asked for again");
-        env.sleep(TRY_AGAIN_AFTER * (1 << (attempt - 1))).await;
-        attempt += 1;
-    }
-    Ok(())
-}
-
-async fn send_all(producer: &mut dyn Producer, records: &[OutRecord]) -> Result<(), PortError> {
-    producer.begin().await?;
-    for part in records.chunks(SEND_RECORDS) {
-        producer.send(part.to_vec()).await?;
-    }
     Ok(())
 }
 
