@@ -83,7 +83,14 @@ struct Ran {
 fn run(scenario: &Path, story: &Story, seed: u64) -> Result<Ran, Failure> {
     let folder = tempfile::tempdir()?;
     let history = folder.path().join("history.jsonl");
-    let mut job = Job { scenario: scenario.to_owned(), seed, history: Some(history.clone()), plant: false, twin: false, counterfactual: false };
+    let mut job = Job {
+        scenario: scenario.to_owned(),
+        seed,
+        history: Some(history.clone()),
+        plant: false,
+        twin: false,
+        counterfactual: false,
+    };
     let (judgement, _, wall) = judged(&job, story)?;
     let events = read_history(&history)?;
     job.history = None;

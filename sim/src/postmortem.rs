@@ -282,7 +282,13 @@ fn impact(out: &mut String, story: &Story, judgement: &Judgement) {
         Story::Platform(_) => {
             let Some(report) = &judgement.platform else { return };
             let late = report.late.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let _ = writeln!(out, "{} of {} days were published in time. Late: {}.", report.in_time, report.days, if late.is_empty() { "none" } else { &late });
+            let _ = writeln!(
+                out,
+                "{} of {} days were published in time. Late: {}.",
+                report.in_time,
+                report.days,
+                if late.is_empty() { "none" } else { &late }
+            );
         }
     }
     for line in &judgement.broken {

@@ -11,8 +11,8 @@ mod bad_input;
 mod bad_world;
 mod commands;
 mod doctor;
-mod incidents;
 mod held_days;
+mod incidents;
 mod kills;
 mod library;
 mod models;
@@ -20,6 +20,7 @@ mod orchestrated;
 mod orchestrator;
 mod query;
 mod simulator;
+mod stream_chaos;
 mod streaming;
 
 mod conformance;

@@ -112,6 +112,12 @@ impl KafkaConfig {
     }
 }
 
+/// The segment that is being written is never compacted, and Kafka's own is a gigabyte or a week: whoever restores state from a
+/// compacted topic would read all that was ever written to it.
+const COMPACT_SEGMENT_BYTES: &str = "16777216";
+/// See [`COMPACT_SEGMENT_BYTES`].
+const COMPACT_SEGMENT_MS: &str = "600000";
+
 /// Kafka's name of a code; librdkafka has names of its own for some.
 fn code_name(code: RDKafkaErrorCode) -> String {
     let known = match code {
@@ -303,10 +309,13 @@ impl EventLog for KafkaLog {
             (true, None) => "compact",
             (false, _) => "delete",
         };
-        let topic = NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(self.config.replication))
+        let mut topic = NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(self.config.replication))
             .set("cleanup.policy", policy)
             .set("retention.ms", &retention)
             .set("message.timestamp.type", "LogAppendTime");
+        if spec.compact {
+            topic = topic.set("segment.bytes", COMPACT_SEGMENT_BYTES).set("segment.ms", COMPACT_SEGMENT_MS);
+        }
         let options = AdminOptions::new().operation_timeout(Some(timeout)).request_timeout(Some(timeout));
         let results = admin.create_topics([&topic], &options).await.map_err(idempotent(&what))?;
         for result in results {
@@ -708,8 +717,8 @@ impl Member {
                 }
             }
         }
+        // Dropping it leaves the group; the last rebalance, which gives everything up, comes within that.
         self.consumer.context().closing.store(true, Ordering::SeqCst);
-        let _ = self.consumer.unassign();
         drop(self);
         if let Some(reply) = closing {
             drop(reply.send(Ok(())));
@@ -762,6 +771,7 @@ impl Member {
                 Some(Rebalance::Revoke(partitions)) => {
                     let lost = self.consumer.assignment_lost();
                     let names = partitions_of(&partitions);
+                    self.forget_pending(&names)?;
                     if lost || names.is_empty() {
                         self.pending = None;
                         self.give_up(&partitions)?;
@@ -799,6 +809,19 @@ impl Member {
         }
         let what = self.what("give partitions up");
         self.consumer.incremental_unassign(partitions).map_err(idempotent(&what))
+    }
+
+    /// Takes what is revoked out of what waits to be taken over. librdkafka gives up only what it was told to take, so it is
+    /// told both; a member that did not would end here, and did when a rebalance found it waiting for stable offsets.
+    fn forget_pending(&mut self, revoked: &[TopicPartition]) -> Result<()> {
+        let Some(pending) = self.pending.take() else { return Ok(()) };
+        let (gone, left): (Vec<_>, Vec<_>) = partitions_of(&pending).into_iter().partition(|p| revoked.contains(p));
+        let what = self.what("give partitions up before they were taken over");
+        self.consumer.incremental_assign(&list(gone.iter().map(|p| (p, Offset::Invalid)))?).map_err(idempotent(&what))?;
+        if !left.is_empty() {
+            self.pending = Some(list(left.iter().map(|p| (p, Offset::Invalid)))?);
+        }
+        Ok(())
     }
 
     fn forget(&mut self, partition: &TopicPartition) {

@@ -19,6 +19,7 @@ mod status;
 mod stream;
 mod supervise;
 mod telemetry;
+mod transact;
 
 use std::process::ExitCode;
 

@@ -59,10 +59,13 @@ use crate::{
     sinks::{self, SinkName},
     supervise::{EnvClock, Restarts, supervise},
     telemetry,
+    transact::transact,
 };
 
 /// Days that were produced, by key, so that none is produced twice.
 const PRODUCED: &str = "simulacro.produced";
+/// Transactional id of whoever produces.
+const PRODUCER: &str = "simulacro-produce";
 /// Records of one call of the log.
 const SEND_RECORDS: usize = 1_000;
 /// Most workers of one process.
@@ -137,6 +140,10 @@ pub struct StreamArgs {
     /// Workers, sharing the partitions
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(WORKERS_MAX)))]
     workers: u16,
+    /// Name of this process, where several share the work over one Kafka. A process that takes the place of a killed one takes
+    /// its name, which ends the transaction that was left open
+    #[arg(long, default_value = "worker", value_parser = process_name)]
+    name: String,
     /// Stop when everything that is there is processed; otherwise at an interrupt
     #[arg(long)]
     until_caught_up: bool,
@@ -181,6 +188,15 @@ pub struct ReconcileArgs {
     /// The day
     #[arg(long)]
     date: NaiveDate,
+}
+
+/// A name that can stand in a transactional id, and in a path.
+fn process_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=64).contains(&text.len()) && text.chars().all(fits) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("found {text:?}, expected 1 to 64 letters, digits, or any of - _ ."))
 }
 
 /// A day whose two sides differ by more than the specification allows.
@@ -331,7 +347,7 @@ pub async fn produce(args: ProduceArgs) -> Result<(), Failure> {
     }
     stage.log().create_topic(&TopicSpec { name: PRODUCED.into(), partitions: 1, retention: None, compact: true }).await?;
     // A producer of this name first: it ends what one that was killed left open, so that the look sees all there is.
-    let mut producer = stage.log().producer(Some("simulacro-produce")).await?;
+    let mut producer = stage.log().producer(Some(PRODUCER)).await?;
     if produced(stage.log(), fecha).await? {
         return Err(format!("produce {fecha}: found that it was produced before; its sales would count twice or be late").into());
     }
@@ -385,11 +401,8 @@ pub async fn produce(args: ProduceArgs) -> Result<(), Failure> {
         if ordinal > 0 {
             stage.ports().env.sleep(Duration::from_secs(1)).await;
         }
-        producer.begin().await?;
-        for part in transaction.chunks(SEND_RECORDS) {
-            producer.send(part.to_vec()).await?;
-        }
-        producer.commit().await?;
+        let reopen = async || stage.log().producer(Some(PRODUCER)).await;
+        transact(stage.ports().env.as_ref(), &mut producer, reopen, transaction).await?;
         bar.inc(transaction.len() as u64);
         info!(%fecha, sent = ordinal * per_transaction + transaction.len(), "events sent");
     }
@@ -451,8 +464,8 @@ fn view(job: &RealtimeMetrics, config: &StreamConfig) -> View {
     }
 }
 
-async fn work(stage: &Stage, number: u16, all: &Views, stop: &AtomicBool) -> Result<(), PortError> {
-    let mut job = stage.platform.stream_worker(&stage.config, &format!("worker-{number}")).await?;
+async fn work(stage: &Stage, member: &str, number: u16, all: &Views, stop: &AtomicBool) -> Result<(), PortError> {
+    let mut job = stage.platform.stream_worker(&stage.config, member).await?;
     while !stop.load(Ordering::Relaxed) {
         job.step().await?;
         let view = view(&job, &stage.config);
@@ -464,6 +477,7 @@ async fn work(stage: &Stage, number: u16, all: &Views, stop: &AtomicBool) -> Res
 /// A worker, and its successors when it fails.
 async fn keep_working(
     stage: Arc<Stage>,
+    member: String,
     number: u16,
     all: Views,
     stop: Arc<AtomicBool>,
@@ -471,12 +485,12 @@ async fn keep_working(
 ) -> Result<(), PortError> {
     let env = EnvClock(stage.ports().env.clone());
     let once = || async {
-        let ended = work(&stage, number, &all, &stop).await;
+        let ended = work(&stage, &member, number, &all, &stop).await;
         // What it said of itself is not so any more.
         all.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
         ended
     };
-    supervise(&format!("worker-{number}"), &env, &stop, limits, once).await
+    supervise(&member, &env, &stop, limits, once).await
 }
 
 /// Whether the workers have processed and committed everything that is in both input topics.
@@ -519,12 +533,12 @@ pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
         // A process that was killed may have had more workers: what one of them left open hides every later commit until
         // it times out. The log is ours alone, so nobody alive is fenced.
         for number in 0..WORKERS_MAX {
-            stage.log().producer(Some(&format!("{}-worker-{number}", stage.config.group))).await?;
+            stage.log().producer(Some(&format!("{}-{}-{number}", stage.config.group, args.name))).await?;
         }
     }
     let mut workers = tokio::task::JoinSet::new();
     for number in 0..args.workers {
-        workers.spawn(keep_working(stage.clone(), number, all.clone(), stop.clone(), limits));
+        workers.spawn(keep_working(stage.clone(), format!("{}-{number}", args.name), number, all.clone(), stop.clone(), limits));
     }
     let (ending, mut writers) = (Arc::new(sinks::Ending::default()), tokio::task::JoinSet::new());
     for name in sinks {

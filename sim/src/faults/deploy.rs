@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use simulacro_core::ports::{
-    AddColumns, Append, AppendRows, Commit, DayWrite, Env, Lakehouse, Mark, Optimize, Query, Restore, Result, Rewritten, Scd2, TableVersion,
-    TableWrite, Upsert, Vacuum,
+    AddColumns, Append, AppendRows, Commit, DayWrite, Env, Lakehouse, Mark, Optimize, Query, Restore, Result, Rewritten, Scd2,
+    TableVersion, TableWrite, Upsert, Vacuum,
 };
 
 use super::Strikes;

@@ -13,7 +13,9 @@ use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use simulacro_core::{
     contract::check::QualityResult,
-    ports::{Commit, Env, Fact, Fence, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, UpsertRows, Warehouse},
+    ports::{
+        Commit, Env, Fact, Fence, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, UpsertRows, Warehouse,
+    },
 };
 
 use super::Strikes;

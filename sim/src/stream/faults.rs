@@ -292,9 +292,11 @@ impl Faults {
                     Some(BrokerFault::Restart { at: at(at_s), to: at(&(at_s + down_s)) })
                 }
                 StreamFault::DiskFull { from_s, to_s } => Some(BrokerFault::DiskFull { from: at(from_s), to: at(to_s) }),
-                StreamFault::SessionExpired { worker, at_s } => {
-                    Some(BrokerFault::SessionExpired { group: group.to_owned(), member: format!("worker-{worker}"), at: at(at_s) })
-                }
+                StreamFault::SessionExpired { worker, at_s } => Some(BrokerFault::SessionExpired {
+                    group: group.to_owned(),
+                    member: format!("worker-{worker}"),
+                    at: at(at_s),
+                }),
                 StreamFault::WorkerCrash { .. }
                 | StreamFault::WorkerFreeze { .. }
                 | StreamFault::WorkerLeaves { .. }

@@ -62,6 +62,8 @@ pub struct RealtimeMetrics {
     protocol: Protocol,
     clicks: BTreeMap<i32, ClickTask>,
     merges: BTreeMap<i32, MergeTask>,
+    /// Assigned, paused, and not restored yet.
+    arrived: BTreeSet<TopicPartition>,
     /// Click partitions that are idle, as the broker confirmed.
     idle: BTreeSet<i32>,
     paused: BTreeSet<i32>,
@@ -166,6 +168,7 @@ impl RealtimeMetrics {
             encoder,
             clicks: BTreeMap::new(),
             merges: BTreeMap::new(),
+            arrived: BTreeSet::new(),
             idle: BTreeSet::new(),
             paused: BTreeSet::new(),
             first_watermarks: BTreeMap::new(),
@@ -227,16 +230,15 @@ impl RealtimeMetrics {
         let mut step = Step::default();
         let interval = ms(self.config.commit_interval);
         let left = interval.saturating_sub(self.now_ms().saturating_sub(self.ticked_ms)).clamp(0, interval);
-        let wait = self.config.poll_wait.min(Duration::from_millis(left.unsigned_abs()));
+        let wait = match self.arrived.is_empty() {
+            true => self.config.poll_wait.min(Duration::from_millis(left.unsigned_abs())),
+            false => Duration::ZERO,
+        };
         let polled = self.consumer.poll(wait).await;
         self.failed_polls = if polled.is_ok() { 0 } else { self.failed_polls + 1 };
         match polled {
             Ok(Polled::Nothing) => {}
-            Ok(Polled::Assigned(partitions)) => {
-                for partition in &partitions {
-                    self.assign(partition).await?;
-                }
-            }
+            Ok(Polled::Assigned(partitions)) => self.arrive(partitions).await?,
             Ok(Polled::Revoked(partitions)) => {
                 step.committed |= self.commit(Event::Revoked { dirty: self.is_dirty() }).await?;
                 self.drop_tasks(&partitions);
@@ -252,6 +254,11 @@ impl RealtimeMetrics {
                 self.records(&partition, &records, next_offset, end_offset).await?;
             }
             Err(error) => self.wait_after(error, self.failed_polls).await?,
+        }
+        // One a turn: restoring all that a rebalance brings may take longer than the session, and a member that does not poll
+        // meanwhile loses them all, time and again.
+        if let Some(partition) = self.arrived.first().cloned() {
+            self.assign(&partition).await?;
         }
         let now = self.now_ms();
         // A clock that went back is due at once, and starts again from there.
@@ -292,7 +299,9 @@ impl RealtimeMetrics {
     }
 
     fn drop_tasks(&mut self, partitions: &[TopicPartition]) {
-        for TopicPartition { topic, partition } in partitions {
+        for at in partitions {
+            self.arrived.remove(at);
+            let TopicPartition { topic, partition } = at;
             if *topic == self.config.topics.clicks {
                 self.clicks.remove(partition);
                 self.idle.remove(partition);
@@ -452,8 +461,20 @@ impl RealtimeMetrics {
         }
     }
 
+    /// Takes note of partitions to be restored, one in each of the next turns. Until then nothing of them is read.
+    async fn arrive(&mut self, partitions: Vec<TopicPartition>) -> Result<()> {
+        self.drop_tasks(&partitions);
+        let mut retry = Retry::new(&self.ports, &self.config);
+        while let Err(error) = self.consumer.pause(&partitions).await {
+            retry.after(error).await?;
+        }
+        self.arrived.extend(partitions);
+        Ok(())
+    }
+
     /// Restores a partition and puts the consumer where its state ends.
     async fn assign(&mut self, partition: &TopicPartition) -> Result<()> {
+        self.arrived.remove(partition);
         let is_click = partition.topic == self.config.topics.clicks;
         if is_click {
             self.clicks.remove(&partition.partition);
@@ -548,9 +569,7 @@ impl RealtimeMetrics {
                     let mine = self.assigned();
                     self.drop_tasks(&mine);
                     self.settled(cause).await?;
-                    for partition in &mine {
-                        self.assign(partition).await?;
-                    }
+                    self.arrive(mine).await?;
                     return Ok(false);
                 }
                 Action::Stop => return Err(cause.unwrap_or_else(|| PortError::permanent("commit out of order"))),

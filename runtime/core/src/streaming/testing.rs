@@ -89,6 +89,9 @@ struct Inner {
     poll_records: usize,
     polls: u64,
     failing_polls: u32,
+    look_ms: i64,
+    sessions: bool,
+    holding: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -120,6 +123,20 @@ impl MemoryLog {
     /// Lets the next polls fail.
     pub fn fail_polls(&self, polls: u32) {
         self.lock().failing_polls = polls;
+    }
+    /// Lets each look at the log take so long, and members that do not poll within their session lose their partitions.
+    pub fn slow_down(&self, look_ms: i64) {
+        let mut inner = self.lock();
+        (inner.look_ms, inner.sessions) = (look_ms, true);
+    }
+    /// Polls bring no records any more.
+    pub fn hold_records(&self) {
+        self.lock().holding = true;
+    }
+    fn look(&self) -> MutexGuard<'_, Inner> {
+        let inner = self.lock();
+        self.env.0.fetch_add(inner.look_ms, Ordering::SeqCst);
+        inner
     }
     pub fn clear_faults(&self) {
         self.lock().faults.clear();
@@ -199,7 +216,7 @@ impl EventLog for MemoryLog {
         }
     }
     async fn offsets(&self, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>> {
-        let inner = self.lock();
+        let inner = self.look();
         let unknown = || PortError::permanent(format!("offsets of {topic}")).code("UNKNOWN_TOPIC_OR_PARTITION");
         let (_, partitions) = inner.topics.get(topic).ok_or_else(unknown)?;
         Ok(partitions.iter().enumerate().map(|(p, s)| (p as i32, (0, s.end))).collect())
@@ -210,7 +227,7 @@ impl EventLog for MemoryLog {
         Ok(inner.topics[topic].1.iter().enumerate().map(|(p, s)| (p as i32, first(s))).collect())
     }
     async fn committed(&self, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>> {
-        let inner = self.lock();
+        let inner = self.look();
         let mine = inner.committed.iter().filter(|((g, tp), _)| g == group && tp.topic == topic);
         Ok(mine.map(|((_, tp), &offset)| (tp.partition, offset)).collect())
     }
@@ -223,7 +240,7 @@ impl EventLog for MemoryLog {
         Ok(())
     }
     async fn read(&self, partition: &TopicPartition, offset: i64, max_records: usize) -> Result<(Vec<LogRecord>, i64)> {
-        let inner = self.lock();
+        let inner = self.look();
         let p = &inner.topics[&partition.topic].1[partition.partition as usize];
         Ok(slice(p, offset, max_records))
     }
@@ -240,6 +257,7 @@ impl EventLog for MemoryLog {
             log: self.clone(),
             spec: spec.clone(),
             join,
+            polled_ms: None,
             positions: BTreeMap::new(),
             told_end: BTreeMap::new(),
             releasing: vec![],
@@ -271,6 +289,7 @@ struct MemoryConsumer {
     log: MemoryLog,
     spec: GroupSpec,
     join: u64,
+    polled_ms: Option<i64>,
     positions: BTreeMap<TopicPartition, i64>,
     told_end: BTreeMap<TopicPartition, i64>,
     releasing: Vec<TopicPartition>,
@@ -289,6 +308,11 @@ impl GroupConsumer for MemoryConsumer {
                 return Err(PortError::retryable("poll").code("NETWORK_EXCEPTION"));
             }
             let member = &self.spec.member;
+            let now_ms = self.log.env.0.load(Ordering::SeqCst);
+            let silent_ms = self.polled_ms.replace(now_ms).map_or(0, |before| now_ms - before);
+            if inner.sessions && silent_ms > self.spec.session_timeout.as_millis() as i64 {
+                inner.members.remove(member);
+            }
             if inner.members.get(member) != Some(&self.join) {
                 inner.joins += 1;
                 self.join = inner.joins;
@@ -323,7 +347,8 @@ impl GroupConsumer for MemoryConsumer {
                 }
                 return Ok(Polled::Assigned(assigned));
             }
-            let candidates: Vec<_> = self.positions.keys().filter(|at| !self.paused.contains(*at)).cloned().collect();
+            let may_read = |at: &&TopicPartition| !inner.holding && !self.paused.contains(*at);
+            let candidates: Vec<_> = self.positions.keys().filter(may_read).cloned().collect();
             let mut polled = Polled::Nothing;
             for i in 0..candidates.len() {
                 let at = &candidates[(self.turn + i) % candidates.len()];

@@ -406,11 +406,15 @@ proptest! {
             let config = StreamConfig { commit_records_max: 5, ..config() };
             let log = log_with(2, 3, &inputs).await;
             let mut worker = open(&log, &config, 0).await;
+            while worker.clicks().len() < 2 || worker.merges().len() < 2 {
+                worker.step().await.unwrap();
+            }
             for _ in 0..steps {
                 worker.step().await.unwrap();
             }
             if compact { log.compact() }
             worker.close().await.unwrap();
+            log.hold_records();
             let mut again = open(&log, &config, 0).await;
             while again.clicks().len() < 2 || again.merges().len() < 2 {
                 again.step().await.unwrap();
@@ -754,6 +758,23 @@ fn failures_far_apart_do_not_add_up_and_those_in_a_row_end_the_worker() {
             }
         };
         assert_eq!((steps, error.code.as_deref()), (config.retries_max + 1, Some("NETWORK_EXCEPTION")));
+    });
+}
+
+#[test]
+fn a_worker_keeps_its_membership_while_it_restores_many_partitions() {
+    run(async {
+        let config = StreamConfig { session_timeout: Duration::from_secs(6), ..config() };
+        let inputs: Vec<Input> = (0..8).map(|p| input(p, &click(&format!("u{p}"), "/", "norte", T0), T0)).collect();
+        let log = log_with(8, 10, &inputs).await;
+        // About three seconds for each partition, and half a minute for all.
+        log.slow_down(500);
+        let mut worker = open(&log, &config, 0).await;
+        for _ in 0..200 {
+            worker.step().await.unwrap();
+        }
+        let read: u64 = worker.clicks().values().map(|task| task.counts().read).sum();
+        assert_eq!((worker.clicks().len(), worker.merges().len(), read), (8, 2, 8));
     });
 }
 
