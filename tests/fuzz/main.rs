@@ -5,6 +5,7 @@
 //! An input that fails is named by target and number, and goes into the target's folder of `corpus` with the fix.
 //!
 //! The reader of PostgreSQL's protocol is private to its crate, where a test gives it any bytes; see `postgres_wire`.
+#![expect(clippy::disallowed_methods, reason = "decoders of files and answers need files and a server to read from")]
 
 mod memory;
 mod mutate;

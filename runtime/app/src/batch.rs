@@ -18,7 +18,7 @@ use crate::{
 #[derive(Subcommand)]
 pub enum BatchCommand {
     /// Runs one day, or all days that a source has; a day may be run again at any time
-    Run(BatchRunArgs),
+    Run(Box<BatchRunArgs>),
     /// Runs the days of a range that need it, with a plan first
     #[command(subcommand)]
     Backfill(backfill::BackfillCommand),
@@ -88,7 +88,7 @@ async fn run_command(args: BatchRunArgs) -> Result<(), Failure> {
 /// Runs a command and returns the exit code.
 pub async fn run(command: BatchCommand) -> Result<u8, Failure> {
     match command {
-        BatchCommand::Run(args) => run_command(args).await.map(|()| 0),
+        BatchCommand::Run(args) => run_command(*args).await.map(|()| 0),
         BatchCommand::Backfill(command) => backfill::run(command).await,
     }
 }

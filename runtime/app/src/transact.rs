@@ -99,7 +99,10 @@ mod tests {
 
     /// What the calls answer, in order, and which they were. Without an answer they succeed.
     #[derive(Debug, Clone, Default)]
-    struct Script(Arc<Mutex<(VecDeque<Option<PortError>>, Vec<&'static str>)>>);
+    struct Script(Arc<Mutex<Answers>>);
+
+    /// What is still to be answered, and what was called.
+    type Answers = (VecDeque<Option<PortError>>, Vec<&'static str>);
 
     impl Script {
         fn new(answers: impl IntoIterator<Item = Option<PortError>>) -> Self {

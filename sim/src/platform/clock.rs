@@ -35,7 +35,6 @@ pub struct Clock {
 
 impl Clock {
     /// Begins at `start`, on the thread and in the runtime of the world.
-    #[expect(clippy::disallowed_methods, reason = "this is the simulator's clock; tokio's clock is virtual here")]
     pub fn new(start: DateTime<Utc>) -> Self {
         Self { start, origin: tokio::time::Instant::now(), thread: std::thread::current().id() }
     }

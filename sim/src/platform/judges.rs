@@ -49,7 +49,7 @@ pub struct Evidence<'a> {
 }
 
 /// The last success of each day, with its report.
-fn published<'a>(runs: &'a [Run]) -> BTreeMap<NaiveDate, (&'a Run, DayReport)> {
+fn published(runs: &[Run]) -> BTreeMap<NaiveDate, (&Run, DayReport)> {
     let good = runs.iter().filter(|r| r.state == RunState::Succeeded);
     good.filter_map(|r| Some((r.fecha, (r, serde_json::from_value(r.report.clone()).ok()?)))).collect()
 }
