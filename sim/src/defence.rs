@@ -11,7 +11,7 @@ use crate::faults::deploy::{Edit, NO_DEDUP};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Defence {
-    /// The contract's clauses on rows, and what it requires of columns.
+    /// The contract's clauses on rows, what it requires of columns, and that staging and marts have no sale without a region.
     Contract,
     /// The tests of the models.
     ModelTests,
@@ -58,6 +58,19 @@ impl Defence {
     /// The edit of statements that takes it away, where there is one.
     pub fn edit(self) -> Option<Edit> {
         let (from, to) = (DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC);
-        (self == Self::Dedup).then(|| Edit { from, to, texts: vec![NO_DEDUP] })
+        let texts = match self {
+            Self::Dedup => vec![NO_DEDUP],
+            // What staging and the marts ask of a region, whatever the contract of the source says.
+            Self::Contract => vec![("region IS NULL", "false"), ("not_null(\"region\", 'region') AS \"region\"", "\"region\"")],
+            Self::ModelTests
+            | Self::MeanShift
+            | Self::Volume
+            | Self::IdempotentWrites
+            | Self::FailFast
+            | Self::Deadlines
+            | Self::RowCount
+            | Self::Staleness => return None,
+        };
+        Some(Edit { from, to, texts })
     }
 }

@@ -6,6 +6,7 @@ mod events;
 mod faults;
 mod growth;
 mod laws;
+mod memory;
 mod models;
 mod shop;
 mod whole_table;
