@@ -61,7 +61,10 @@ impl Defence {
         let texts = match self {
             Self::Dedup => vec![NO_DEDUP],
             // What staging and the marts ask of a region, whatever the contract of the source says.
-            Self::Contract => vec![("region IS NULL", "false"), ("not_null(\"region\", 'region') AS \"region\"", "nullif(\"region\", '') AS \"region\"")],
+            Self::Contract => vec![
+                ("region IS NULL", "false"),
+                ("not_null(\"region\", 'region') AS \"region\"", "nullif(\"region\", '') AS \"region\""),
+            ],
             Self::ModelTests
             | Self::MeanShift
             | Self::Volume
