@@ -169,8 +169,18 @@ impl Platform {
             Err(error) => serde_json::json!({ "error": error.to_string() }),
         };
         run.report["kind"] = "models".into();
-        self.ports.ledger.finish(&run).await.map_err(at)?;
+        self.end(&run).await.map_err(at)?;
         result
+    }
+
+    /// Ends a run. A ledger that cannot take the end must not keep the pipeline from whoever comes next and closes the run.
+    async fn end(&self, run: &Run) -> Result<(), PortError> {
+        let ended = self.ports.ledger.finish(run).await;
+        if ended.is_err() {
+            // Should this fail too, the end of the process lets go.
+            let _ = self.ports.ledger.abandon(run).await;
+        }
+        ended
     }
 
     /// Whether staging has a day.
@@ -218,7 +228,7 @@ impl Platform {
             }
             Err(error) => (RunState::Failed, serde_json::json!({ "error": error.chain() })),
         };
-        ledger.finish(&run).await?;
+        self.end(&run).await?;
         result.map(|all| (run, all))
     }
 
@@ -341,7 +351,7 @@ impl Platform {
             Err(error) => serde_json::json!({ "error": error.to_string(), "tasks": tasks }),
         };
         // First the truth, then the news: a pager that is down must not leave a run open.
-        self.ports.ledger.finish(&run).await.map_err(at)?;
+        self.end(&run).await.map_err(at)?;
         self.keep(&run, &tasks).await;
         self.measure(&run, &result);
         match &result {
