@@ -64,6 +64,10 @@ impl Defence {
             Self::Contract => vec![
                 ("region IS NULL", "false"),
                 ("not_null(\"region\", 'region') AS \"region\"", "nullif(\"region\", '') AS \"region\""),
+                (
+                    "not_null(\"region_preferida\", 'region_preferida') AS \"region_preferida\"",
+                    "nullif(\"region_preferida\", '') AS \"region_preferida\"",
+                ),
             ],
             Self::ModelTests
             | Self::MeanShift

@@ -30,12 +30,12 @@ productos AS (
 ),
 -- The most frequent one, of equals the first by name, is the least text of nine digits that fall as the count rises, and a name.
 regiones AS (
-  SELECT user_id, substr(min(concat(CAST(1000000000 - veces AS VARCHAR), region)), 10) AS region
+  SELECT user_id, substr(min(CAST(1000000000 - veces AS VARCHAR) || region), 10) AS region
   FROM (SELECT user_id, region, count(*) AS veces FROM ventas GROUP BY user_id, region)
   GROUP BY user_id
 ),
 categorias AS (
-  SELECT user_id, count(*) AS categorias, substr(min(concat(CAST(1000000000 - veces AS VARCHAR), categoria)), 10) AS categoria
+  SELECT user_id, count(*) AS categorias, substr(min(CAST(1000000000 - veces AS VARCHAR) || categoria), 10) AS categoria
   FROM (SELECT user_id, categoria, count(*) AS veces FROM ventas WHERE categoria IS NOT NULL GROUP BY user_id, categoria)
   GROUP BY user_id
 ),
