@@ -146,11 +146,14 @@ class Bench:
         stream = re.search(r"^--- a/runtime/(core/src/(streaming|avro)|log)/", patch, re.M) is not None
         likely = header(patch).get("likely", "").split()
         killers = [r.get("killer", "") for r in results.values() if r["outcome"] == "killed"]
+        kind = {n: tomllib.loads((ROOT / n).read_text()).get("kind", "batch") for n in self.scenarios()}
+        def can_notice(is_stream):
+            """No run of the other world comes by a line of the stream, or of what only a day's batch calls."""
+            return not patch or is_stream == stream
         def rank(name):
-            is_stream = tomllib.loads((ROOT / name).read_text()).get("kind") == "stream"
-            return (name not in likely, is_stream != stream, "/negative/" in name, -killers.count(name), name)
-        ordered = sorted(self.scenarios(), key=rank)
-        sweeps = sorted(SWEEPS, key=lambda s: ("stream" in s) != stream)
+            return (name not in likely, "/negative/" in name, -killers.count(name), kind[name] == "platform", name)
+        ordered = [n for n in sorted(kind, key=rank) if can_notice(kind[n] == "stream")]
+        sweeps = [s for s in SWEEPS if can_notice("stream" in s)]
         return [(n, ["run", n, "--jobs", "1"]) for n in ordered] + [(" ".join(s), s) for s in sweeps]
 
     def judge(self, suite):
@@ -244,7 +247,7 @@ def page(patches, results):
     share = f"{100 * len(killed) / judged:.1f} %" if judged else "none yet"
     out = ["# Mutations of the runtime", "",
            "Written by `ci/mutants`; do not edit. Each mutation changes one line of the runtime, never of the simulated services,",
-           "and the scenarios of tier `pr` with two small sweeps must notice. Nothing else is asked: no unit test is run.", "",
+           "and the scenarios of tier `pr` in whose world the line runs, with a small sweep, must notice. Nothing else is asked: no unit test is run.", "",
            f"**Score{' so far' if len(known) < len(patches) else ''}: {len(killed)} of {judged} killed, {share}.** Of {len(patches)} mutations {by(patches, True)} were made by hand and",
            f"{by(patches, False)} drawn by cargo-mutants; {len(equal)} survivors are equivalent to the original, {len(of('unbuildable'))} do not build,",
            f"{len(of('stale'))} no longer fit the source and {len(patches) - len(known)} were not tried yet.", "",

@@ -11,7 +11,7 @@ use crate::binaries::{files, output, program, said, source};
 
 const DAYS: [&str; 3] = ["1997-01-01", "1997-01-02", "1997-01-03"];
 
-/// How often a run is killed; a certification asks for more than the everyday test.
+/// How many kills must hit a living run; a certification asks for more than the everyday test.
 fn kills() -> u64 {
     match std::env::var("SIMULACRO_KILLS") {
         Err(_) => 6,
@@ -63,7 +63,12 @@ fn a_killed_day_is_as_if_it_had_not_been_killed() {
     assert_eq!(expected.len(), 3);
 
     let (mut died, mut seed) = (0, 0x9E37_79B9_u64);
-    for kill in 0..kills() {
+    let mut tries = 0;
+    // A run that was quicker than its kill proves nothing and is not counted.
+    while died < kills() {
+        let kill = tries;
+        tries += 1;
+        assert!(tries <= 4 * kills() + 10, "only {died} of {tries} kills hit a living run");
         // Half of the kills hit a day that is not there yet, half one that is run again.
         let data = dir.path().join(format!("data-{}", kill / 2));
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -79,6 +84,5 @@ fn a_killed_day_is_as_if_it_had_not_been_killed() {
         assert_eq!(hashes(&data), expected, "kill {kill} of {day} after {after:?}");
         assert_eq!(orphans(&data), Vec::<String>::new(), "kill {kill} of {day} after {after:?}");
     }
-    println!("{died} of {} runs were killed before their end, each within {one_run:?} of its start", kills());
-    assert!(died * 2 >= kills(), "only {died} of {} kills hit a living run", kills());
+    println!("{died} of {tries} runs were killed before their end, each within {one_run:?} of its start");
 }

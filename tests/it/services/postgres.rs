@@ -119,6 +119,8 @@ impl Postgres {
     /// When that program fails: it was asked for by name.
     pub async fn container() -> Option<Self> {
         let program = std::env::var_os("SIMULACRO_PROVIDER")?;
+        // Where only another service has an image, this one has none.
+        std::env::var_os("SIMULACRO_POSTGRES_IMAGE")?;
         let mut child = Command::new(&program)
             .arg("postgres")
             .stdin(Stdio::piped())

@@ -1,12 +1,15 @@
 //! An S3-compatible server for tests: versitygw over a temporary folder.
 //!
-//! `SIMULACRO_S3` is the address of a server with an empty bucket, as `http://key:secret@host:port/bucket`. Without it,
-//! `versitygw` is started from the path or from Go's folder of programs, on loopback. It ends with the process that
-//! started it: a shell beside it waits for the end of its standard input.
+//! `SIMULACRO_S3` is the address of a server with an empty bucket, as `http://key:secret@host:port/bucket`. Without it, a
+//! container is started through `SIMULACRO_PROVIDER`, the program in `tests/provider`, where `ci/test` has found a container
+//! engine and an image. Without that, `versitygw` is started from the path or from Go's folder of programs, on loopback. Each
+//! ends with the process that started it: a program beside it waits for the end of its standard input.
 #![expect(clippy::disallowed_methods, reason = "a test starts a real server")]
 
 use std::{
+    ffi::OsStr,
     fs,
+    io::{BufRead, BufReader},
     net::{TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -50,14 +53,10 @@ impl S3 {
     /// The server; `None`, after a loud skip, when there is none.
     pub async fn start() -> Option<Self> {
         if let Ok(url) = std::env::var("SIMULACRO_S3") {
-            let parts = || {
-                let (scheme, rest) = url.split_once("://")?;
-                let (credentials, rest) = rest.split_once('@')?;
-                let ((key, secret), (host, bucket)) = (credentials.split_once(':')?, rest.split_once('/')?);
-                Some([&format!("{scheme}://{host}"), bucket, key, secret].map(str::to_owned))
-            };
-            let [address, bucket, key, secret] = parts().expect("SIMULACRO_S3 is http://key:secret@host:port/bucket");
-            return Some(Self { address, bucket, key, secret, shell: None });
+            return Some(Self::at(&url, None).expect("SIMULACRO_S3 is http://key:secret@host:port/bucket"));
+        }
+        if let (Some(program), Some(_)) = (std::env::var_os("SIMULACRO_PROVIDER"), std::env::var_os("SIMULACRO_S3_IMAGE")) {
+            return Some(Self::container(&program));
         }
         let Some(bin) = binary() else {
             super::skip("an S3 server", "set SIMULACRO_S3, or go install github.com/versity/versitygw/cmd/versitygw@latest");
@@ -88,6 +87,28 @@ impl S3 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         panic!("the server is not ready: {}", fs::read_to_string(dir.join("log")).unwrap_or_default());
+    }
+
+    fn at(url: &str, shell: Option<Child>) -> Option<Self> {
+        let (scheme, rest) = url.split_once("://")?;
+        let (credentials, rest) = rest.split_once('@')?;
+        let ((key, secret), (host, bucket)) = (credentials.split_once(':')?, rest.split_once('/')?);
+        let (address, bucket) = (format!("{scheme}://{host}"), bucket.to_owned());
+        Some(Self { address, bucket, key: key.to_owned(), secret: secret.to_owned(), shell })
+    }
+
+    /// A server in a container. That program was asked for by name, so its failure is one of the test.
+    fn container(program: &OsStr) -> Self {
+        let mut child = Command::new(program)
+            .arg("s3")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("start {}: {e}", program.display()));
+        let mut url = String::new();
+        BufReader::new(child.stdout.take().expect("standard output is a pipe")).read_line(&mut url).expect("an address");
+        Self::at(url.trim(), Some(child))
+            .unwrap_or_else(|| panic!("{} said {url:?}, expected http://key:secret@host:port/bucket", program.display()))
     }
 
     /// The bucket.
