@@ -275,15 +275,23 @@ fn write_history(path: &Path, events: &[simulacro_core::history::Event]) -> Resu
     Ok(std::fs::write(path, text)?)
 }
 
-/// Whether a story that wants to be caught holds once its defence is on again: otherwise it catches something else.
+/// Whether what a story that wants to be caught breaks is whole once its defence is on again: otherwise it catches something else.
 fn defended(job: &Job, story: &Story, judgement: &mut Judgement) -> Result<(), Failure> {
     let folder = tempfile::tempdir()?;
     let scenario = folder.path().join("defended.toml");
     std::fs::write(&scenario, story.to_toml()?)?;
     let defended = child(&Job { scenario, history: None, ..job.clone() })?;
-    if defended.verdict != "holds" {
-        let (verdict, problems) = (&defended.verdict, defended.problems.join("; "));
-        judgement.problems.push(format!("defended: with its defence on the story is {verdict}, expected holds: {problems}"));
+    let is_broken = |problem: &&String| matches!(story, Story::Batch(s) if s.expect.broken.iter().any(|name| problem.starts_with(&format!("{name}: "))));
+    let (verdict, expected, problems) = match story {
+        Story::Batch(_) => {
+            let problems: Vec<_> = defended.broken.iter().filter(is_broken).cloned().collect();
+            (if problems.is_empty() { "whole" } else { "broken" }, "whole", problems)
+        }
+        Story::Stream(_) | Story::Platform(_) => (defended.verdict.as_str(), "holds", defended.problems.clone()),
+    };
+    if verdict != expected {
+        let problems = problems.join("; ");
+        judgement.problems.push(format!("defended: with its defence on the story is {verdict}, expected {expected}: {problems}"));
         judgement.verdict = "violated".into();
     }
     Ok(())

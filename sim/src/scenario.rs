@@ -335,11 +335,16 @@ impl Story {
             Self::Platform(story) => Self::Platform(Box::new(story.twin(seed))),
         }
     }
-    /// The same story with the defence on that it switches off, which must hold; `None` when it switches none off. A story of
-    /// the batch has no switch: what is off there is a value of its configuration, and what is right instead is not in it.
+    /// The same story with the defence on that it switches off; `None` when it switches none off. That of the stream must hold.
+    /// That of the batch ends otherwise than the story tells, with a day held or an alert raised; what the story breaks must not
+    /// be broken there. Where a value of the configuration is what is off, what is right instead is not in the story.
     pub fn defended(&self) -> Option<Self> {
         match self {
-            Self::Batch(_) | Self::Platform(_) => None,
+            Self::Platform(_) => None,
+            Self::Batch(scenario) if scenario.without.is_empty() || scenario.expect.verdict != Verdict::Caught => None,
+            Self::Batch(scenario) => {
+                Some(Self::Batch(Box::new(Scenario { without: BTreeSet::new(), ..(**scenario).clone() })))
+            }
             Self::Stream(story) => {
                 story.sabotage?;
                 let mut defended = StreamScenario { sabotage: None, ..(**story).clone() };
@@ -395,6 +400,10 @@ mod tests {
         assert_eq!((defended.sabotage, defended.expect.verdict, defended.expect.broken.len()), (None, Verdict::Holds, 0));
         assert_eq!(Story::Stream(defended).defended(), None);
         assert_eq!(Story::parse(GOOD).expect("a story").defended(), None);
+        let story = Story::parse(include_str!("../../scenarios/negative/duplicates_counted.toml")).expect("a story");
+        let Some(Story::Batch(defended)) = story.defended() else { panic!("expected a twin") };
+        assert!(defended.without.is_empty());
+        assert_eq!(Story::Batch(defended).defended(), None);
     }
 
     #[test]

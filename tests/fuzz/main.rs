@@ -91,5 +91,5 @@ macro_rules! tests {
 tests! {
     avro_schema avro_clicks avro_metrics avro_evolved state_record state_key click_changelog merge_changelog partials copy
     copy_scales manifest dimension_page contract objective model backfill_plan stream_config values history cdnow
-    event_log_wal event_log_snapshot registry_file csv_table dimension_csv registry_answer scenario
+    event_log_wal event_log_snapshot registry_file csv_table dimension_csv parquet_table registry_answer scenario
 }

@@ -7,16 +7,22 @@ use std::{
     time::Duration,
 };
 
-use simulacro_adapters::{CsvSource, FolderDimensions, HttpRegistry, HttpRegistrySettings};
-use simulacro_core::ports::{Column, Compatibility, DimensionApi as _, SchemaRegistry as _, TableSource as _};
+use futures::TryStreamExt as _;
+use parquet::arrow::ArrowWriter;
+use simulacro_adapters::{CsvSource, FolderDimensions, HttpRegistry, HttpRegistrySettings, ParquetSource};
+use simulacro_core::{
+    dimensions::decode::{Cell, Rows},
+    ports::{Column, Compatibility, DimensionApi as _, PortError, SchemaRegistry as _, TableSource as _},
+};
 use simulacro_sim::scenario::Story;
 
 use crate::targets::Target;
 
 /// See [`crate::targets::TARGETS`] for the others.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     Target { name: "csv_table", run: csv_table, seeds: csv_seeds, per_byte: 1_024, cases: 500 },
     Target { name: "dimension_csv", run: dimension_csv, seeds: csv_seeds, per_byte: 1_024, cases: 500 },
+    Target { name: "parquet_table", run: parquet_table, seeds: parquet_seeds, per_byte: 65_536, cases: 300 },
     Target { name: "registry_answer", run: registry_answer, seeds: registry_answer_seeds, per_byte: 256, cases: 200 },
     Target { name: "scenario", run: scenario, seeds: scenario_seeds, per_byte: 1_024, cases: 1_000 },
 ];
@@ -39,6 +45,40 @@ fn csv_table(data: &[u8]) {
             assert!(error.to_string().contains("ventas"), "{}", error.chain());
         }
     }
+}
+
+/// A table of a folder, as Parquet. A batch may be refused when it is read.
+fn parquet_table(data: &[u8]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("ventas.parquet"), data).expect("a file");
+    let source = ParquetSource::open(folder.path()).expect("the folder is read");
+    wait(async {
+        let columns = source.columns("ventas").await?;
+        for fecha in source.days("ventas").await? {
+            let read = source.read_day("ventas", fecha, &columns).await?;
+            read.batches.try_collect::<Vec<_>>().await?;
+        }
+        Ok(())
+    })
+    .unwrap_or_else(|error: PortError| assert!(error.to_string().contains("ventas.parquet"), "{}", error.chain()));
+}
+
+fn parquet_seeds() -> Vec<Vec<u8>> {
+    let columns = ["order_id", "fecha"].map(|name| if name == "fecha" { (name, "date") } else { (name, "string") });
+    let columns = columns.map(|(name, kind)| Column { name: name.into(), physical_type: kind.into() });
+    let mut rows = Rows::new(&columns).expect("types of contracts");
+    for (at, value) in [(0, "o-1"), (1, "1997-01-01"), (0, "o-2"), (1, "1997-01-02")] {
+        rows.push(at, Cell::Text(value)).expect("it fits");
+        if at == 1 {
+            rows.end_row();
+        }
+    }
+    let batch = rows.finish().expect("each row has each column");
+    let mut file = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut file, batch.schema(), None).expect("a writer");
+    writer.write(&batch).expect("written");
+    writer.close().expect("written");
+    vec![file]
 }
 
 /// A dimension of a folder.

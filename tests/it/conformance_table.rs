@@ -107,7 +107,13 @@ const TABLE: &[(&str, &str, Held)] = &[
         Inside("MemoryRegistry behind a host; MemoryRegistry is held in tests/it/conformance_registry.rs"),
     ),
     ("TableSource", "CsvSource", Suite("tests/it/embedded.rs", "a_csv_folder_keeps_the_promises_of_a_table_source")),
+    (
+        "TableSource",
+        "EmbeddedSource",
+        Inside("forwards to CsvSource, ParquetSource or SqliteSource; tests/it/sources.rs runs days over each"),
+    ),
     ("TableSource", "NoSource", Own("tests/it/embedded.rs", "what_is_no_source_says_so_to_every_question", "it has no table")),
+    ("TableSource", "ParquetSource", Suite("tests/it/sources.rs", "a_folder_of_parquet_keeps_the_promises_of_a_table_source")),
     ("TableSource", "PostgresSource", Suite("tests/it/postgres.rs", "a_source_keeps_its_promises")),
     (
         "TableSource",
@@ -115,6 +121,7 @@ const TABLE: &[(&str, &str, Held)] = &[
         Inside("its shop has no table of the suite; the oracle of each scenario judges every row that it gives"),
     ),
     ("TableSource", "Source", Inside("that of the platform stories, whose oracle judges every row that it gives")),
+    ("TableSource", "SqliteSource", Suite("tests/it/sources.rs", "a_database_file_keeps_the_promises_of_a_table_source")),
     ("Warehouse", "DeltaWarehouse", Suite("tests/it/embedded.rs", "delta_keeps_the_promises_of_a_warehouse")),
     ("Warehouse", "FaultyWarehouse", Inside("forwards to DeltaWarehouse and loses what a scenario says")),
     ("Warehouse", "OnHost", Inside("forwards to DeltaWarehouse")),

@@ -20,6 +20,7 @@ mod orchestrated;
 mod orchestrator;
 mod query;
 mod simulator;
+mod sources;
 mod stream_chaos;
 mod streaming;
 

@@ -138,9 +138,17 @@ impl CsvSource {
 
     fn table(&self, table: &str) -> Result<&Arc<Table>> {
         self.tables.get(table).ok_or_else(|| {
-            PortError::permanent(format!("read {}: found no {table}.csv in the folder, expected one", self.folder.display()))
-                .code("42P01")
+            PortError::permanent(format!(
+                "read {}: found no {table}.csv or {table}.parquet in the folder, expected one",
+                self.folder.display()
+            ))
+            .code("42P01")
         })
+    }
+
+    /// Whether there is a file of this table.
+    pub fn has(&self, table: &str) -> bool {
+        self.tables.contains_key(table)
     }
 
     /// The days of a table, in order.

@@ -1,4 +1,4 @@
-//! The real adapters of the ports: system clock, a folder of CSV files or PostgreSQL as source, an event log in files or in
+//! The real adapters of the ports: system clock, a folder of CSV and Parquet files, SQLite or PostgreSQL as source, an event log in files or in
 //! Kafka, schema registries, dimensions in a folder or behind an API, ledgers and a warehouse in SQLite and PostgreSQL, log notifier, history file, metrics.
 #![expect(clippy::disallowed_methods, reason = "adapters are the other side of the ports: they own files and the clock")]
 
@@ -6,6 +6,7 @@ mod csv_source;
 mod dimension_folder;
 mod dimension_http;
 mod embedded_log;
+mod embedded_source;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod lazy_log;
@@ -14,6 +15,7 @@ mod metrics;
 mod notify_channels;
 mod notify_http;
 mod notify_router;
+mod parquet_source;
 mod postgres;
 mod postgres_ledger;
 mod postgres_source;
@@ -23,6 +25,7 @@ mod prefixed;
 mod read_only;
 mod registry_embedded;
 mod registry_http;
+mod sqlite_source;
 mod store;
 mod system;
 
@@ -30,6 +33,7 @@ pub use csv_source::CsvSource;
 pub use dimension_folder::FolderDimensions;
 pub use dimension_http::{HttpDimensions, HttpDimensionsSettings};
 pub use embedded_log::{EmbeddedLog, EmbeddedLogConfig, FileLink, open_embedded_log};
+pub use embedded_source::EmbeddedSource;
 #[cfg(feature = "kafka")]
 pub use kafka::{KafkaConfig, KafkaLog};
 pub use lazy_log::LazyLog;
@@ -37,6 +41,7 @@ pub use ledger::SqliteLedger;
 pub use metrics::PrometheusMetrics;
 pub use notify_http::{DeliverySettings, Secret};
 pub use notify_router::{AlertRouter, AlertSettings, PagerDutySettings, SlackSettings, WebhookSettings};
+pub use parquet_source::ParquetSource;
 pub use postgres::{PostgresServer, disposition};
 pub use postgres_ledger::PostgresLedger;
 pub use postgres_source::{CopyReader, NaiveTimestamps, PostgresSource, PostgresSourceConfig};
@@ -45,6 +50,7 @@ pub use prefixed::FolderOf;
 pub use read_only::{NoHistory, NoSource, ReadOnlyStore, open_lake};
 pub use registry_embedded::EmbeddedRegistry;
 pub use registry_http::{HttpRegistry, HttpRegistrySettings};
+pub use sqlite_source::SqliteSource;
 pub use store::{keep_store, kept_store, open_store};
 pub use system::{FileHistory, LogNotifier, SystemEnv};
 
@@ -145,7 +151,7 @@ pub async fn connect_folder(tables: Arc<dyn TableSource>, data: &Path, metrics: 
 /// `Permanent` when a folder cannot be made or the source cannot be read; the text names it.
 pub async fn connect_embedded(source: &Path, data: &Path, metrics: Arc<dyn Metrics>) -> Result<Ports> {
     // The source is read first: when it is damaged, nothing is created.
-    let (tables, dimensions) = (Arc::new(CsvSource::open(source)?), Arc::new(FolderDimensions::open(source)?));
+    let (tables, dimensions) = (Arc::new(EmbeddedSource::open(source)?), Arc::new(FolderDimensions::open(source)?));
     Ok(Ports { dimensions, ..connect_folder(tables, data, metrics).await? })
 }
 

@@ -78,7 +78,10 @@ async fn run_command(args: BatchRunArgs) -> Result<(), Failure> {
     // Everything that can be wrong in the arguments is read before anything is written.
     let (config, contract, project) = args.run.load()?;
     let source = args.source.open()?;
-    let days = args.date.map_or_else(|| source.days(&contract.table), |date| Ok(vec![date]))?;
+    let days = match args.date {
+        Some(date) => vec![date],
+        None => source.days(&contract.table).await?,
+    };
     let ports = source.connect(&args.store, &args.data, metrics(args.metrics).await?).await?;
     let platform = Platform::new(config, contract, ports).with_models(&project)?;
     print!("{}", report::summary(&run_days(&platform, &days).await?));

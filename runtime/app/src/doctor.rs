@@ -19,8 +19,8 @@ use futures::TryStreamExt;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, local::LocalFileSystem, path::Path as ObjectPath};
 use serde::Serialize;
 use simulacro_adapters::{
-    AlertSettings, CsvSource, HttpDimensions, HttpDimensionsSettings, HttpRegistry, HttpRegistrySettings, KafkaConfig, KafkaLog,
-    PostgresServer, PostgresSource, SqliteLedger, SystemEnv, kept_store, open_lake, open_store,
+    AlertSettings, EmbeddedSource, HttpDimensions, HttpDimensionsSettings, HttpRegistry, HttpRegistrySettings, KafkaConfig,
+    KafkaLog, PostgresServer, PostgresSource, SqliteLedger, SystemEnv, kept_store, open_lake, open_store,
 };
 use simulacro_core::{
     avro::CLICKS_SUBJECT,
@@ -270,9 +270,9 @@ async fn source(tables: &dyn TableSource, contract: &Contract, place: &str) -> O
     ))
 }
 
-async fn csv(folder: &Path, contract: &Contract) -> Outcome {
-    let csv = CsvSource::open(folder).map_err(|e| Wrong::of(&e, "correct the file that is named"))?;
-    source(&csv, contract, &folder.display().to_string()).await
+async fn embedded(folder: &Path, contract: &Contract) -> Outcome {
+    let files = EmbeddedSource::open(folder).map_err(|e| Wrong::of(&e, "correct the file that is named"))?;
+    source(&files, contract, &folder.display().to_string()).await
 }
 
 async fn postgres(url: &str, schema: &str, contract: &Contract) -> Outcome {
@@ -580,7 +580,7 @@ async fn examine(args: &DoctorArgs) -> Vec<Check> {
         (_, None, None) => left_out("source", "neither --source nor --postgres is given"),
         (Err(_), ..) => left_out("source", "its contract cannot be read"),
         (Ok(contract), Some(url), _) => within("source", postgres(url, &args.schema, &contract)).await,
-        (Ok(contract), None, Some(folder)) => within("source", csv(folder, &contract)).await,
+        (Ok(contract), None, Some(folder)) => within("source", embedded(folder, &contract)).await,
     });
     out.push(within("data", folder(&args.data)).await);
     let mut stored = None;

@@ -12,7 +12,7 @@ use std::{
 use chrono::NaiveDate;
 use clap::Args;
 use simulacro_adapters::{
-    CopyReader, CsvSource, FolderDimensions, HttpDimensions, HttpDimensionsSettings, NaiveTimestamps, PostgresServer,
+    CopyReader, EmbeddedSource, FolderDimensions, HttpDimensions, HttpDimensionsSettings, NaiveTimestamps, PostgresServer,
     PostgresSource, PostgresSourceConfig, PrometheusMetrics, connect_folder, keep_store,
 };
 use simulacro_core::{
@@ -40,7 +40,7 @@ const CUSTOMERS_MAX: u64 = 5_000_000;
 /// The source of the sales.
 #[derive(Args, Debug, Clone)]
 pub struct SourceArgs {
-    /// Folder with ventas.csv
+    /// Folder with ventas.csv or ventas.parquet, or an SQLite database with a table ventas
     #[arg(long, required_unless_present = "postgres", conflicts_with = "postgres")]
     pub source: Option<PathBuf>,
     /// A PostgreSQL server as source, for example postgres://lector@db.local:5432/tienda; the password comes from PGPASSWORD
@@ -92,8 +92,8 @@ pub struct RunArgs {
 pub struct Source {
     /// The tables.
     pub tables: Arc<dyn TableSource>,
-    /// The folder, where it is one: a folder knows its days.
-    pub folder: Option<CsvSource>,
+    /// The files, where it is some: they know their days.
+    pub files: Option<Arc<EmbeddedSource>>,
     /// Customers and products.
     pub dimensions: Arc<dyn DimensionApi>,
 }
@@ -104,12 +104,15 @@ impl SourceArgs {
     /// # Errors
     /// When the folder cannot be read, or the address is none.
     pub fn open(&self) -> Result<Source, Failure> {
-        let (tables, folder): (Arc<dyn TableSource>, _) = match (&self.postgres, &self.source) {
+        let (tables, files): (Arc<dyn TableSource>, _) = match (&self.postgres, &self.source) {
             (Some(url), _) => {
                 let server = PostgresServer::parse(url, &self.schema)?;
                 (Arc::new(PostgresSource::new(server, postgres_config(self.connections))), None)
             }
-            (None, Some(folder)) => (Arc::new(CsvSource::open(folder)?), Some(CsvSource::open(folder)?)),
+            (None, Some(path)) => {
+                let files = Arc::new(EmbeddedSource::open(path)?);
+                (files.clone(), Some(files))
+            }
             (None, None) => return Err("source: found neither --source nor --postgres, expected one of them".into()),
         };
         let from_tables = |dimensions: &[Dimension], rest: Arc<dyn DimensionApi>| {
@@ -125,7 +128,7 @@ impl SourceArgs {
             (None, Some(folder)) => Arc::new(FolderDimensions::open(folder)?),
             (None, None) => Arc::new(NoDimensions),
         };
-        Ok(Source { tables, folder, dimensions })
+        Ok(Source { tables, files, dimensions })
     }
 }
 
@@ -146,9 +149,9 @@ impl Source {
     ///
     /// # Errors
     /// For a server, which is asked for one day at a time.
-    pub fn days(&self, table: &str) -> Result<Vec<NaiveDate>, Failure> {
-        match &self.folder {
-            Some(folder) => Ok(folder.days(table)?),
+    pub async fn days(&self, table: &str) -> Result<Vec<NaiveDate>, Failure> {
+        match &self.files {
+            Some(files) => Ok(files.days(table).await?),
             None => Err("days: found a PostgreSQL source without --date, expected the day to run".into()),
         }
     }
