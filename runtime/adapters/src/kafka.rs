@@ -15,6 +15,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ffi::{CStr, CString},
     fmt,
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -61,6 +62,8 @@ pub struct KafkaConfig {
     pub message_bytes_max: usize,
     /// Most records that one poll brings.
     pub poll_records_max: usize,
+    /// Bytes of keys and values after which a poll brings no further record.
+    pub poll_bytes_max: usize,
     /// Most bytes that a consumer holds in advance, in KiB.
     pub prefetch_kib: u32,
     /// Copies of each partition of a topic that is created.
@@ -78,7 +81,8 @@ impl KafkaConfig {
             transaction_timeout: Duration::from_secs(60),
             delivery_timeout: Duration::from_secs(120),
             message_bytes_max: 1_000_000,
-            poll_records_max: 500,
+            poll_records_max: 4_000,
+            poll_bytes_max: 4 << 20,
             prefetch_kib: 65_536,
             replication: 1,
             extra: BTreeMap::new(),
@@ -210,6 +214,12 @@ async fn blocking<T: Send + 'static>(what: &'static str, work: impl FnOnce() -> 
 }
 
 fn to_record(message: &BorrowedMessage<'_>) -> LogRecord {
+    let (key, value) = (message.key().map(Bytes::copy_from_slice), message.payload().map(Bytes::copy_from_slice));
+    LogRecord { key, value, ..without_bytes(message) }
+}
+
+/// A record whose key and value are still to be copied.
+fn without_bytes(message: &BorrowedMessage<'_>) -> LogRecord {
     let appended_ms = match message.timestamp() {
         Timestamp::LogAppendTime(ms) | Timestamp::CreateTime(ms) => ms,
         Timestamp::NotAvailable => -1,
@@ -218,8 +228,88 @@ fn to_record(message: &BorrowedMessage<'_>) -> LogRecord {
         let of = |h: Header<'_, &[u8]>| (h.key.to_owned(), Bytes::copy_from_slice(h.value.unwrap_or_default()));
         headers.iter().map(of).collect()
     });
-    let (key, value) = (message.key().map(Bytes::copy_from_slice), message.payload().map(Bytes::copy_from_slice));
-    LogRecord { offset: message.offset(), appended_ms, key, value, headers }
+    LogRecord { offset: message.offset(), appended_ms, key: None, value: None, headers }
+}
+
+/// Bytes of a piece that keys and values are copied to.
+const PIECE_BYTES: usize = 64 << 10;
+/// Longest key or value that is copied to a piece.
+const SHORT_BYTES: usize = 1 << 10;
+
+/// Records of one partition, as one poll brings them.
+///
+/// Short keys and values share pieces: an allocation for each, given back by another thread, costs more than its copy. A
+/// piece lives as long as any of its records, so pieces are small, and long values have memory of their own.
+struct Run {
+    partition: TopicPartition,
+    records: Vec<LogRecord>,
+    /// Bytes of keys and values.
+    bytes: usize,
+    piece: Vec<u8>,
+    /// Records whose bytes are in the piece, and where; the key stands before the value.
+    in_piece: Vec<Short>,
+}
+
+struct Short {
+    record: usize,
+    key: Option<Range<usize>>,
+    value: Option<Range<usize>>,
+}
+
+impl Run {
+    fn new(partition: TopicPartition) -> Self {
+        Self { partition, records: Vec::new(), bytes: 0, piece: Vec::new(), in_piece: Vec::new() }
+    }
+
+    /// A record that was copied before.
+    fn push(&mut self, record: LogRecord) {
+        self.bytes += record.key.as_ref().map_or(0, Bytes::len) + record.value.as_ref().map_or(0, Bytes::len);
+        self.records.push(record);
+    }
+
+    /// Copies a record.
+    fn copy(&mut self, key: Option<&[u8]>, value: Option<&[u8]>, rest: LogRecord) {
+        let of = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+        let length = of(key) + of(value);
+        if of(key).max(of(value)) > SHORT_BYTES {
+            return self.push(LogRecord {
+                key: key.map(Bytes::copy_from_slice),
+                value: value.map(Bytes::copy_from_slice),
+                ..rest
+            });
+        }
+        if self.piece.len() + length > PIECE_BYTES {
+            self.close_piece();
+        }
+        if self.piece.is_empty() {
+            self.piece.reserve(PIECE_BYTES.min(16 * length.max(64)));
+        }
+        let mut put = |bytes: &[u8]| {
+            let from = self.piece.len();
+            self.piece.extend_from_slice(bytes);
+            from..self.piece.len()
+        };
+        let short = Short { record: self.records.len(), key: key.map(&mut put), value: value.map(&mut put) };
+        self.in_piece.push(short);
+        self.bytes += length;
+        self.records.push(rest);
+    }
+
+    fn close_piece(&mut self) {
+        let piece = Bytes::from(std::mem::take(&mut self.piece));
+        for Short { record, key, value } in self.in_piece.drain(..) {
+            if let Some(record) = self.records.get_mut(record) {
+                record.key = key.map(|at| piece.slice(at));
+                record.value = value.map(|at| piece.slice(at));
+            }
+        }
+    }
+
+    /// All records, whole.
+    fn close(mut self) -> (TopicPartition, Vec<LogRecord>) {
+        self.close_piece();
+        (self.partition, self.records)
+    }
 }
 
 fn list<'a>(partitions: impl IntoIterator<Item = (&'a TopicPartition, Offset)>) -> Result<TopicPartitionList> {
@@ -692,6 +782,9 @@ struct Member {
 
 /// What librdkafka's queue gave.
 enum Taken {
+    /// A record of the run's partition, which is in the run.
+    Kept,
+    /// A record of any other.
     Record(TopicPartition, LogRecord),
     End(i32),
     Nothing,
@@ -883,10 +976,17 @@ impl Member {
         Ok(Some(names))
     }
 
-    fn take(&mut self, wait: Duration) -> Result<Taken> {
+    fn take(&mut self, wait: Duration, run: Option<&mut Run>) -> Result<Taken> {
         match self.consumer.poll(wait) {
             None => Ok(Taken::Nothing),
             Some(Ok(message)) => {
+                if let Some(run) = run
+                    && run.partition.partition == message.partition()
+                    && run.partition.topic == message.topic()
+                {
+                    run.copy(message.key(), message.payload(), without_bytes(&message));
+                    return Ok(Taken::Kept);
+                }
                 let partition = TopicPartition { topic: message.topic().to_owned(), partition: message.partition() };
                 Ok(Taken::Record(partition, to_record(&message)))
             }
@@ -925,34 +1025,37 @@ impl Member {
         let kept = self.ahead.iter().position(|(p, _)| self.holds.get(p).is_some_and(|h| !h.paused));
         let first = match kept.and_then(|at| self.ahead.remove(at)) {
             Some((partition, record)) => Taken::Record(partition, record),
-            None => self.take(wait)?,
+            None => self.take(wait, None)?,
         };
         let (partition, record) = match first {
-            Taken::Nothing => return Ok(None),
+            Taken::Nothing | Taken::Kept => return Ok(None),
             Taken::End(number) => return Ok(self.at_end(number)),
             Taken::Record(partition, record) if self.holds.contains_key(&partition) => (partition, record),
             Taken::Record(..) => return Ok(None),
         };
-        let mut records = vec![record];
+        let mut run = Run::new(partition);
+        run.push(record);
         let mut at_end = false;
-        while records.len() < self.config.poll_records_max {
-            if let Some(more) = self.ahead.iter().position(|(p, _)| *p == partition).and_then(|at| self.ahead.remove(at)) {
-                records.push(more.1);
+        while run.records.len() < self.config.poll_records_max && run.bytes < self.config.poll_bytes_max {
+            let kept = self.ahead.iter().position(|(p, _)| *p == run.partition);
+            if let Some((_, record)) = kept.and_then(|at| self.ahead.remove(at)) {
+                run.push(record);
                 continue;
             }
-            match self.take(Duration::ZERO)? {
-                Taken::Record(other, record) if other == partition => records.push(record),
+            match self.take(Duration::ZERO, Some(&mut run))? {
+                Taken::Kept => {}
                 Taken::Record(other, record) => {
                     self.ahead.push_back((other, record));
                     break;
                 }
-                Taken::End(number) if self.only(number).as_ref() == Some(&partition) => {
+                Taken::End(number) if self.only(number).as_ref() == Some(&run.partition) => {
                     at_end = true;
                     break;
                 }
                 Taken::End(_) | Taken::Nothing => break,
             }
         }
+        let (partition, records) = run.close();
         let next_offset = records.last().map_or(0, |r| r.offset) + 1;
         let end_offset = if at_end { next_offset } else { self.known_end(&partition).max(next_offset + 1) };
         if let Some(held) = self.holds.get_mut(&partition) {
@@ -1243,5 +1346,51 @@ impl Writer {
         result.map_err(|e| self.error(what.into(), e))?;
         self.open = false;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_keeps_every_key_and_value_as_it_came() {
+        let lengths = [None, Some(0), Some(1), Some(60), Some(SHORT_BYTES), Some(SHORT_BYTES + 1), Some(PIECE_BYTES)];
+        let mut run = Run::new(TopicPartition { topic: "clicks".into(), partition: 3 });
+        let mut expected = Vec::new();
+        // Often enough for several pieces.
+        for offset in 0..3_000_i64 {
+            let of = |at: i64| {
+                let length = lengths[usize::try_from(at).unwrap() % lengths.len()];
+                length.map(|length| vec![u8::try_from(at % 251).unwrap(); length])
+            };
+            let (key, value) = (of(offset), of(offset / 7));
+            let rest = LogRecord { offset, appended_ms: -offset, key: None, value: None, headers: Vec::new() };
+            if offset % 5 == 0 {
+                let (key, value) = (key.clone().map(Bytes::from), value.clone().map(Bytes::from));
+                run.push(LogRecord { key, value, ..rest.clone() });
+            } else {
+                run.copy(key.as_deref(), value.as_deref(), rest.clone());
+            }
+            expected.push(LogRecord { key: key.map(Bytes::from), value: value.map(Bytes::from), ..rest });
+        }
+        let bytes = |r: &LogRecord| r.key.as_ref().map_or(0, Bytes::len) + r.value.as_ref().map_or(0, Bytes::len);
+        assert_eq!(run.bytes, expected.iter().map(bytes).sum::<usize>());
+        let (partition, records) = run.close();
+        assert_eq!((partition.partition, records == expected), (3, true));
+    }
+
+    #[test]
+    fn a_piece_holds_many_records_and_no_more_than_its_size() {
+        let mut run = Run::new(TopicPartition { topic: "clicks".into(), partition: 0 });
+        for offset in 0..10_000 {
+            let rest = LogRecord { offset, appended_ms: 0, key: None, value: None, headers: Vec::new() };
+            run.copy(None, Some(&[7; 64]), rest);
+        }
+        let (_, records) = run.close();
+        let starts: BTreeSet<_> = records.iter().filter_map(|r| r.value.as_ref()).map(|v| v.as_ptr() as usize).collect();
+        // Values that stand behind each other are in one piece; where one begins, the allocation before it has ended.
+        let breaks = starts.iter().zip(starts.iter().skip(1)).filter(|(a, b)| *b - *a != 64).count();
+        assert!((5..=20).contains(&breaks), "{breaks} pieces");
     }
 }

@@ -92,12 +92,14 @@ impl<'a> Cursor<'a> {
         self.take(usize::try_from(length).unwrap_or(usize::MAX))
     }
 
-    /// Length and UTF-8.
+    /// Length and UTF-8: the bytes from the text on, those that follow it included, and its length.
     #[inline]
-    pub fn text(&mut self) -> Result<&'a [u8]> {
-        let bytes = self.bytes()?;
-        utf8(bytes)?;
-        Ok(bytes)
+    pub fn text(&mut self) -> Result<(&'a [u8], usize)> {
+        let before = self.rest;
+        let value = self.bytes()?;
+        utf8(value)?;
+        let from = before.len() - self.rest.len() - value.len();
+        Ok((&before[from..], value.len()))
     }
 
     /// The index of a union branch or an enum symbol.

@@ -318,7 +318,10 @@ impl Run<'_> {
     fn read(&mut self, read: &Read, columns: &mut Columns) -> Result<(), Stop> {
         let cursor = &mut self.cursor;
         match read {
-            Read::Text(i) => return kept(columns.texts[*i].push(cursor.text()?)),
+            Read::Text(i) => {
+                let (from, length) = cursor.text()?;
+                return kept(columns.texts[*i].push_first(from, length));
+            }
             Read::Long(i) => columns.longs[*i].push(cursor.long()?),
             Read::Decimal(i, limit) => columns.decimals[*i].push(integer(cursor.bytes()?, *limit)?),
             Read::Union(branches) => {

@@ -23,6 +23,7 @@ use crate::ports::{
 };
 use schema::{SchemaError, canonical_text};
 
+pub(crate) use columns::append;
 pub use decode::{DecodedBatch, Limits, Reject, RejectReason};
 pub use rows::{Click, ClickColumns, MetricaRealtime, Row, RowDecoder, RowEncoder};
 

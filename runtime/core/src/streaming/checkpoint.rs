@@ -241,10 +241,14 @@ pub fn encode_pane(start: i64, pane: &Pane, bytes_max: usize) -> Vec<Bytes> {
     encode_cells(None, start, pane.sorted(), &BTreeMap::new(), bytes_max)
 }
 
-/// As [`encode_pane`], with the cells in the order in which their keys came: what the changelog holds is added up in any
-/// order, and sorting keys costs more than writing them.
-pub fn encode_addition(start: i64, pane: &Pane, bytes_max: usize) -> Vec<Bytes> {
-    encode_cells(None, start, pane.cells(), &BTreeMap::new(), bytes_max)
+/// As [`encode_pane`], with settled cells in the order in which their keys came: what the changelog holds is added up in
+/// any order, and sorting keys costs more than writing them.
+pub fn encode_addition<'a>(
+    start: i64,
+    cells: impl IntoIterator<Item = (&'a str, &'a str, &'a Cell)>,
+    bytes_max: usize,
+) -> Vec<Bytes> {
+    encode_cells(None, start, cells, &BTreeMap::new(), bytes_max)
 }
 
 /// An addition to a pane of the merge stage. The pane is settled.
@@ -268,18 +272,18 @@ pub fn encode_partial(input: i32, start: i64, pane: &Pane, bytes_max: usize, is_
     encode_cells(Some(input), start, cells, &BTreeMap::new(), bytes_max)
 }
 
-/// A pane in parts, one for each partition of the merge; `partition_of` says to which a region goes. The pane is settled,
-/// and the cells of a part are in the order in which their keys came.
-pub fn encode_partials(
+/// A pane in parts, one for each partition of the merge; `partition_of` says to which a region goes. The cells are settled,
+/// and those of a part are in the order in which their keys came.
+pub fn encode_partials<'a>(
     input: i32,
     start: i64,
-    pane: &Pane,
+    cells: impl IntoIterator<Item = (&'a str, &'a str, &'a Cell)>,
     bytes_max: usize,
     partition_of: impl Fn(&str) -> i32,
 ) -> Vec<(i32, Bytes)> {
     let mut partitions: BTreeMap<&str, i32> = BTreeMap::new();
     let mut parts: BTreeMap<i32, Vec<(&str, &str, &Cell)>> = BTreeMap::new();
-    for (region, page, cell) in pane.cells() {
+    for (region, page, cell) in cells {
         let partition = *partitions.entry(region).or_insert_with(|| partition_of(region));
         parts.entry(partition).or_default().push((region, page, cell));
     }
@@ -454,9 +458,8 @@ fn cells(r: &mut Reader<'_>, exact_max: usize) -> Result<Box<MergedPane>, Damage
             _ => return Err(DamagedRecord::Field("tag")),
         }
     }
-    let mut merged = Box::new(MergedPane::default());
-    merged.add(&pane, exact_max);
-    merged.pages.settle(exact_max);
+    // What was read is settled already.
+    let mut merged = Box::new(MergedPane::of(pane, exact_max));
     for (region, tumbling, sliding) in regions {
         let region = merged.region_mut(region);
         region.cell.emitted = tumbling;

@@ -2,12 +2,10 @@
 //!
 //! State is what was committed, and beside it what was added since, so that an aborted transaction is forgotten by dropping
 //! the second. Panes that the watermark has passed leave the task; what it holds is the open minute or two, and the
-//! fingerprints of the horizon. Left out: the log itself (see `job`).
+//! fingerprints of the horizon. State is larger than a core's cache, so a block of rows is looked up at once, and then
+//! judged row by row. Left out: the log itself (see `job`).
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, btree_map::Entry},
-};
+use std::{borrow::Cow, collections::BTreeMap, ops::Range};
 
 use arrow::array::Array;
 use bytes::Bytes;
@@ -15,10 +13,10 @@ use bytes::Bytes;
 use super::{
     checkpoint::{self, ClickHead, DamagedRecord, Record},
     config::{PANE_MS, StreamConfig, is_pane, ms, pane_of},
-    dedup::{Dedup, Seen, fingerprint},
+    dedup::{Dedup, Fingerprint, Seen, fingerprint},
     distinct::user_hash,
-    event::{Counts, Decoded, Fate, Reason, Rules, Valid, validate},
-    pane::{OTHER_PAGES, Pane},
+    event::{ClickBatch, Counts, Decoded, Fate, Reason, Rules, Valid, validate},
+    pane::{OTHER_PAGES, OpenPane, key_hash},
     watermark::{Idleness, InputMark},
 };
 use crate::ports::{
@@ -26,14 +24,28 @@ use crate::ports::{
     event_log::{LogRecord, OutRecord},
 };
 
+/// Rows that are looked up at once: as many as a core can wait for, and few enough that what they brought is still in its
+/// cache when they are judged.
+const BLOCK: usize = 64;
+
+/// What was found about a row before it is judged.
+#[derive(Debug, Clone, Copy)]
+struct Glance {
+    print: Fingerprint,
+    /// Whether the fingerprint was remembered then; a duplicate within its own block is not yet.
+    held: bool,
+    key: u64,
+    /// The id of the key in the pane of the row's minute, if it had one then.
+    id: Option<u32>,
+}
+
 /// A partition of clicks.
 #[derive(Debug)]
 pub struct ClickTask {
     partition: i32,
     committed: ClickHead,
     head: ClickHead,
-    panes: BTreeMap<i64, Pane>,
-    added: BTreeMap<i64, Pane>,
+    panes: BTreeMap<i64, OpenPane>,
     dedup: Dedup,
     /// Additions in the changelog per minute: those of panes, and those of fingerprints.
     pane_ordinals: BTreeMap<i64, u32>,
@@ -44,6 +56,8 @@ pub struct ClickTask {
     touched: bool,
     plan: Option<Plan>,
     scratch: Vec<u8>,
+    /// What was found about the rows of a block.
+    block: Vec<Glance>,
     /// Whether the partition is read to its end, and since when.
     pub idleness: Idleness,
 }
@@ -69,7 +83,6 @@ impl ClickTask {
             committed: head.clone(),
             head,
             panes: BTreeMap::new(),
-            added: BTreeMap::new(),
             dedup: Dedup::default(),
             pane_ordinals: BTreeMap::new(),
             print_ordinals: BTreeMap::new(),
@@ -78,6 +91,7 @@ impl ClickTask {
             touched: false,
             plan: None,
             scratch: Vec::new(),
+            block: Vec::with_capacity(BLOCK),
             idleness: Idleness::default(),
         }
     }
@@ -95,7 +109,7 @@ impl ClickTask {
             match (checkpoint::decode(value, config.exact_users_max).map_err(damaged)?, ordinal) {
                 (Record::ClickHead(head), None) => found = Some(head),
                 (Record::Pane { start, pane }, Some(ordinal)) if is_pane(start) => {
-                    task.panes.entry(start).or_default().merge(&pane.pages, config.exact_users_max);
+                    task.panes.entry(start).or_default().restore(&pane.pages, config.exact_users_max);
                     raise(&mut task.pane_ordinals, start, ordinal);
                 }
                 (Record::Fingerprints { minute, fingerprints }, Some(ordinal)) if is_pane(minute) => {
@@ -144,11 +158,10 @@ impl ClickTask {
         &self.committed.counts
     }
     /// Committed state in words, for comparison: head, panes and fingerprints.
-    pub fn snapshot(&mut self, config: &StreamConfig) -> (ClickHead, Vec<Bytes>) {
+    pub fn snapshot(&self, config: &StreamConfig) -> (ClickHead, Vec<Bytes>) {
         let mut records = Vec::new();
-        for (&start, pane) in &mut self.panes {
-            pane.settle(config.exact_users_max);
-            records.extend(checkpoint::encode_pane(start, pane, usize::MAX));
+        for (&start, pane) in &self.panes {
+            records.extend(checkpoint::encode_pane(start, &pane.committed(config.exact_users_max), usize::MAX));
         }
         for (minute, prints) in self.dedup.snapshot() {
             records.extend(checkpoint::encode_fingerprints(minute, &prints, usize::MAX));
@@ -167,6 +180,7 @@ impl ClickTask {
         let rules =
             Rules { event_types: &config.event_types, regions: config.regions.as_ref(), future_ms: ms(config.future_bound) };
         let (mut row, mut bad) = (0, 0);
+        let mut looked_up = 0;
         for (index, record) in records.iter().enumerate() {
             let is_row = decoded.batch.record.get(row).is_some_and(|&r| r as usize == index);
             let is_bad = decoded.undecodable.get(bad).is_some_and(|u| u.record as usize == index);
@@ -176,7 +190,12 @@ impl ClickTask {
             if index >= skipped {
                 self.head.appended_ms = Some(record.appended_ms);
                 if is_row {
-                    self.row(decoded, row, record, &rules, config);
+                    if row >= looked_up {
+                        looked_up = decoded.batch.record.len().min(row + BLOCK);
+                        self.look_up(&decoded.batch, row..looked_up);
+                    }
+                    let glance = self.block[self.block.len() - (looked_up - row)];
+                    self.row(&decoded.batch, row, glance, record, &rules, config);
                 } else {
                     let reason = Reason::Undecodable(decoded.undecodable[bad].reason.clone());
                     self.dead_letter(record, &reason, 0, config);
@@ -196,8 +215,32 @@ impl ClickTask {
         Ok(())
     }
 
-    fn row(&mut self, decoded: &Decoded, row: usize, record: &LogRecord, rules: &Rules<'_>, config: &StreamConfig) {
-        let batch = &decoded.batch;
+    /// Looks a block of rows up. The look-ups do not wait for each other, as those of rows that are judged one by one would.
+    fn look_up(&mut self, batch: &ClickBatch, rows: Range<usize>) {
+        self.block.clear();
+        for row in rows.clone() {
+            let print = fingerprint(batch, row, &mut self.scratch);
+            let key = key_hash(batch.region.value(row), batch.page.value(row));
+            self.block.push(Glance { print, held: false, key, id: None });
+        }
+        for (row, glance) in rows.clone().zip(&mut self.block) {
+            glance.held = self.dedup.holds(batch.timestamp_ms.value(row), glance.print);
+        }
+        for (row, glance) in rows.zip(&mut self.block) {
+            let pane = self.panes.get(&pane_of(batch.timestamp_ms.value(row)));
+            glance.id = pane.and_then(|pane| pane.find_hashed(glance.key, batch.region.value(row), batch.page.value(row)));
+        }
+    }
+
+    fn row(
+        &mut self,
+        batch: &ClickBatch,
+        row: usize,
+        glance: Glance,
+        record: &LogRecord,
+        rules: &Rules<'_>,
+        config: &StreamConfig,
+    ) {
         let event = match validate(batch, row, record.appended_ms, rules) {
             Ok(event) => event,
             Err(reason) => {
@@ -205,9 +248,13 @@ impl ClickTask {
                 return self.dead_letter(record, &reason, cents, config);
             }
         };
-        let print = fingerprint(batch, row, &mut self.scratch);
         let watermark = self.head.watermark;
-        match self.dedup.see(event.timestamp_ms, print, &watermark, ms(config.dedup_horizon), config.dedup_entries_max) {
+        let (time, horizon) = (event.timestamp_ms, ms(config.dedup_horizon));
+        let seen = match glance.held {
+            true => Dedup::see_held(time, &watermark, horizon),
+            false => self.dedup.see(time, glance.print, &watermark, horizon, config.dedup_entries_max),
+        };
+        match seen {
             Seen::New | Seen::BeyondHorizon => {}
             Seen::Forgotten => self.head.forgotten += 1,
             Seen::Duplicate => return self.head.counts.add(Fate::Deduplicated, event.cents),
@@ -220,21 +267,26 @@ impl ClickTask {
         }
         self.head.watermark.observe(event.timestamp_ms, config.watermark_bound_ms());
         self.head.counts.add(Fate::Published, event.cents);
-        self.add(start, &event, config);
+        self.add(start, glance, &event, config);
     }
 
-    fn add(&mut self, start: i64, event: &Valid<'_>, config: &StreamConfig) {
-        let pane = self.added.entry(start).or_default();
-        let held = self.panes.get(&start);
-        let keys = pane.len() + held.map_or(0, Pane::len);
-        let id = if keys < config.pane_keys_max || held.is_some_and(|h| h.find(event.region, event.page).is_some()) {
-            pane.intern(event.region, event.page)
-        } else {
-            // The region stays right; only its split by page ends here.
-            match pane.find(event.region, event.page) {
-                Some(id) => id,
-                None => pane.intern(event.region, OTHER_PAGES),
+    fn add(&mut self, start: i64, glance: Glance, event: &Valid<'_>, config: &StreamConfig) {
+        let pane = match self.panes.get_mut(&start) {
+            Some(pane) => pane,
+            None => {
+                let before = self.panes.last_key_value().filter(|(newest, _)| **newest < start);
+                let begun = before.map_or_else(OpenPane::default, |(_, before)| OpenPane::like(before));
+                self.panes.entry(start).or_insert(begun)
             }
+        };
+        let id = match glance.id {
+            Some(id) => id,
+            None if pane.len() < config.pane_keys_max => pane.intern_hashed(glance.key, event.region, event.page),
+            // The region stays right; only its split by page ends here.
+            None => match pane.find_hashed(glance.key, event.region, event.page) {
+                Some(id) => id,
+                None => pane.intern_hashed(key_hash(event.region, OTHER_PAGES), event.region, OTHER_PAGES),
+            },
         };
         pane.add(id, event, user_hash(event.user_id), config.exact_users_max);
     }
@@ -325,27 +377,21 @@ impl ClickTask {
             value: Some(value),
             headers: Vec::new(),
         };
-        let mut starts: Vec<i64> = self.panes.keys().chain(self.added.keys()).copied().collect();
-        starts.sort_unstable();
-        starts.dedup();
-        for start in starts {
-            if let Some(added) = self.added.get_mut(&start) {
-                added.settle(exact_max);
-            }
+        for (&start, pane) in &mut self.panes {
             if self.head.watermark.reached(start.saturating_add(PANE_MS)) {
                 // The pane is passed: it leaves, with whatever was added to it.
-                let mut whole = self.panes.get(&start).cloned().unwrap_or_default();
-                self.added.get(&start).iter().for_each(|added| whole.merge(added, exact_max));
-                whole.settle(exact_max);
+                let merged = pane.merged(exact_max);
+                let (cells, bytes_max) = (pane.whole(&merged), config.record_bytes_max);
                 let partition_of = |region: &str| merge_partition(region, config.merge_partitions);
-                let parts = checkpoint::encode_partials(self.partition, start, &whole, config.record_bytes_max, partition_of);
+                let parts = checkpoint::encode_partials(self.partition, start, cells, bytes_max, partition_of);
                 out.extend(parts.into_iter().map(|(partition, record)| partial(partition, record)));
                 let live = plan.pane_ordinals.remove(&start).unwrap_or(0);
                 out.extend((0..live).map(|ordinal| changelog(checkpoint::pane_key(start, ordinal), None)));
                 plan.closed.push(start);
-            } else if let Some(added) = self.added.get(&start) {
+            } else if pane.has_additions() {
+                pane.settle_additions(exact_max);
                 let next = plan.pane_ordinals.entry(start).or_insert(0);
-                for record in checkpoint::encode_addition(start, added, config.record_bytes_max) {
+                for record in checkpoint::encode_addition(start, pane.additions(), config.record_bytes_max) {
                     out.push(changelog(checkpoint::pane_key(start, *next), Some(record)));
                     *next += 1;
                 }
@@ -358,7 +404,7 @@ impl ClickTask {
                 continue;
             }
             let next = plan.print_ordinals.entry(minute).or_insert(0);
-            for record in checkpoint::encode_fingerprints(minute, &prints, config.record_bytes_max) {
+            for record in checkpoint::encode_fingerprints(minute, prints, config.record_bytes_max) {
                 out.push(changelog(checkpoint::fingerprints_key(minute, *next), Some(record)));
                 *next += 1;
             }
@@ -385,16 +431,8 @@ impl ClickTask {
             self.head = plan.head;
             for start in plan.closed {
                 self.panes.remove(&start);
-                self.added.remove(&start);
             }
-            for (start, pane) in std::mem::take(&mut self.added) {
-                match self.panes.entry(start) {
-                    Entry::Occupied(mut held) => held.get_mut().merge(&pane, config.exact_users_max),
-                    Entry::Vacant(vacant) => {
-                        vacant.insert(pane);
-                    }
-                }
-            }
+            self.panes.values_mut().for_each(|pane| pane.commit(config.exact_users_max));
             self.pane_ordinals = plan.pane_ordinals;
             self.print_ordinals = plan.print_ordinals;
             self.dedup.commit(&self.head.watermark, ms(config.dedup_horizon));
@@ -410,7 +448,8 @@ impl ClickTask {
     /// [`ClickTask::committed_offset`].
     pub fn rollback(&mut self) {
         self.head = self.committed.clone();
-        self.added.clear();
+        self.panes.values_mut().for_each(OpenPane::rollback);
+        self.panes.retain(|_, pane| !pane.is_empty());
         self.dedup.rollback();
         self.aside.clear();
         self.aside_bytes = 0;

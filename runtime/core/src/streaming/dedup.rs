@@ -15,6 +15,7 @@ use super::{
     pane::ByHash,
     watermark::Watermark,
 };
+use crate::avro::append;
 use arrow::array::{Array, StringArray};
 
 /// Content of an event as 128 bits.
@@ -31,9 +32,10 @@ pub fn fingerprint(batch: &ClickBatch, row: usize, scratch: &mut Vec<u8>) -> Fin
         if column.is_null(row) {
             scratch.extend_from_slice(&u32::MAX.to_le_bytes());
         } else {
-            let value = column.value(row);
-            scratch.extend_from_slice(&(value.len() as u32).to_le_bytes());
-            scratch.extend_from_slice(value.as_bytes());
+            let offsets = column.value_offsets();
+            let (from, to) = (offsets[row] as usize, offsets[row + 1] as usize);
+            scratch.extend_from_slice(&((to - from) as u32).to_le_bytes());
+            append(scratch, &column.value_data()[from..], to - from);
         }
     };
     text(&batch.user_id);
@@ -60,19 +62,35 @@ pub enum Seen {
     Duplicate,
 }
 
-type Minutes = BTreeMap<i64, HashSet<Fingerprint, ByHash>>;
-
-/// Fingerprints of one partition. Those since the last commit are in the same sets, and listed beside them, so that a commit
+/// Fingerprints of one minute. Those since the last commit are in the same set, and listed beside it, so that a commit
 /// copies nothing and a rollback takes them out again.
 #[derive(Debug, Clone, Default)]
+struct Minute {
+    set: HashSet<Fingerprint, ByHash>,
+    dirty: Vec<Fingerprint>,
+}
+
+/// Fingerprints of one partition.
+#[derive(Debug, Clone, Default)]
 pub struct Dedup {
-    minutes: Minutes,
-    dirty: BTreeMap<i64, Vec<Fingerprint>>,
+    minutes: BTreeMap<i64, Minute>,
     /// Live entries, and the minute of the watermark at which they were counted.
     live: Option<(Option<i64>, usize)>,
 }
 
 impl Dedup {
+    /// Whether a fingerprint is remembered, whatever the horizon says.
+    #[inline]
+    pub fn holds(&self, timestamp_ms: i64, fingerprint: Fingerprint) -> bool {
+        self.minutes.get(&pane_of(timestamp_ms)).is_some_and(|minute| minute.set.contains(&fingerprint))
+    }
+
+    /// What [`Dedup::see`] says of an event that is remembered.
+    #[inline]
+    pub fn see_held(timestamp_ms: i64, watermark: &Watermark, horizon_ms: i64) -> Seen {
+        if is_expired(pane_of(timestamp_ms), watermark, horizon_ms) { Seen::BeyondHorizon } else { Seen::Duplicate }
+    }
+
     /// Looks an event up and remembers it.
     pub fn see(
         &mut self,
@@ -90,7 +108,7 @@ impl Dedup {
         let counted = match self.live {
             Some((counted_at, live)) if counted_at == at => live,
             Some(_) | None => {
-                if self.minutes.get(&minute).is_some_and(|set| set.contains(&fingerprint)) {
+                if self.holds(timestamp_ms, fingerprint) {
                     return Seen::Duplicate;
                 }
                 self.count(watermark, horizon_ms)
@@ -98,32 +116,42 @@ impl Dedup {
         };
         let seen = match () {
             () if counted < entries_max => {
-                if self.minutes.entry(minute).or_default().insert(fingerprint) {
-                    self.dirty.entry(minute).or_default().push(fingerprint);
+                let minute = match self.minutes.get_mut(&minute) {
+                    Some(minute) => minute,
+                    None => self.begin(minute),
+                };
+                if minute.set.insert(fingerprint) {
+                    minute.dirty.push(fingerprint);
                     Seen::New
                 } else {
                     Seen::Duplicate
                 }
             }
-            () if self.minutes.get(&minute).is_some_and(|set| set.contains(&fingerprint)) => Seen::Duplicate,
+            () if self.holds(timestamp_ms, fingerprint) => Seen::Duplicate,
             () => Seen::Forgotten,
         };
         self.live = Some((at, counted + usize::from(seen == Seen::New)));
         seen
     }
 
-    fn count(&self, watermark: &Watermark, horizon_ms: i64) -> usize {
-        let live = self.minutes.iter().filter(|(minute, _)| !is_expired(**minute, watermark, horizon_ms));
-        live.map(|(_, set)| set.len()).sum()
+    /// A new minute. The newest one gets room for as many as the one before it: a set that grows moves all it has, time and
+    /// again.
+    fn begin(&mut self, minute: i64) -> &mut Minute {
+        let before = self.minutes.last_key_value().filter(|(newest, _)| **newest < minute);
+        let room = before.map_or(0, |(_, before)| before.set.len());
+        let begun = Minute { set: HashSet::with_capacity_and_hasher(room, ByHash::default()), dirty: Vec::new() };
+        self.minutes.entry(minute).or_insert(begun)
     }
 
-    /// Fingerprints since the last commit, sorted, per minute.
-    pub fn dirty(&self) -> impl Iterator<Item = (i64, Vec<Fingerprint>)> + '_ {
-        self.dirty.iter().map(|(&minute, all)| {
-            let mut all = all.clone();
-            all.sort_unstable();
-            (minute, all)
-        })
+    fn count(&self, watermark: &Watermark, horizon_ms: i64) -> usize {
+        let live = self.minutes.iter().filter(|(minute, _)| !is_expired(**minute, watermark, horizon_ms));
+        live.map(|(_, minute)| minute.set.len()).sum()
+    }
+
+    /// Fingerprints since the last commit, in the order in which they came, per minute.
+    pub fn dirty(&self) -> impl Iterator<Item = (i64, &[Fingerprint])> + '_ {
+        let dirty = self.minutes.iter().filter(|(_, minute)| !minute.dirty.is_empty());
+        dirty.map(|(&start, minute)| (start, &*minute.dirty))
     }
 
     /// Minutes that are past the horizon.
@@ -133,36 +161,34 @@ impl Dedup {
 
     /// Makes the new fingerprints committed and drops those past the horizon.
     pub fn commit(&mut self, watermark: &Watermark, horizon_ms: i64) {
-        self.dirty.clear();
         self.minutes.retain(|&minute, _| !is_expired(minute, watermark, horizon_ms));
+        self.minutes.values_mut().for_each(|minute| minute.dirty.clear());
         self.live = None;
     }
 
     /// Forgets what was seen since the last commit.
     pub fn rollback(&mut self) {
-        for (minute, all) in std::mem::take(&mut self.dirty) {
-            if let Some(set) = self.minutes.get_mut(&minute) {
-                all.iter().for_each(|fingerprint| {
-                    set.remove(fingerprint);
-                });
+        for minute in self.minutes.values_mut() {
+            for fingerprint in minute.dirty.drain(..) {
+                minute.set.remove(&fingerprint);
             }
         }
-        self.minutes.retain(|_, set| !set.is_empty());
+        self.minutes.retain(|_, minute| !minute.set.is_empty());
         self.live = None;
     }
 
     /// Adds committed fingerprints, when state is restored.
     pub fn restore(&mut self, minute: i64, fingerprints: impl IntoIterator<Item = Fingerprint>) {
-        self.minutes.entry(minute).or_default().extend(fingerprints);
+        self.minutes.entry(minute).or_default().set.extend(fingerprints);
     }
 
     /// Everything that is remembered, sorted.
     pub fn snapshot(&self) -> BTreeMap<i64, Vec<Fingerprint>> {
-        let held = self.minutes.iter().filter(|(_, set)| !set.is_empty());
-        held.map(|(&minute, set)| {
-            let mut all: Vec<_> = set.iter().copied().collect();
+        let held = self.minutes.iter().filter(|(_, minute)| !minute.set.is_empty());
+        held.map(|(&start, minute)| {
+            let mut all: Vec<_> = minute.set.iter().copied().collect();
             all.sort_unstable();
-            (minute, all)
+            (start, all)
         })
         .collect()
     }
@@ -197,6 +223,30 @@ mod tests {
                 answers
             };
             prop_assert_eq!(answers(&commits), answers(&[false; 120]));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_held_event_is_answered_without_looking_again(
+            events in prop::collection::vec((0i64..2_000_000, 0u128..8, 0u8..9), 1..120), entries_max in 1usize..40,
+        ) {
+            let (mut dedup, mut plain, mut watermark) = (Dedup::default(), Dedup::default(), Watermark::default());
+            for (time, print, step) in events {
+                let expected = plain.see(time, print, &watermark, HORIZON, entries_max);
+                let seen = match dedup.holds(time, print) {
+                    true => Dedup::see_held(time, &watermark, HORIZON),
+                    false => dedup.see(time, print, &watermark, HORIZON, entries_max),
+                };
+                prop_assert_eq!(seen, expected);
+                watermark.observe(time, 30_000);
+                match step {
+                    0 => { dedup.commit(&watermark, HORIZON); plain.commit(&watermark, HORIZON) }
+                    1 => { dedup.rollback(); plain.rollback() }
+                    _ => {}
+                }
+                prop_assert_eq!(dedup.snapshot(), plain.snapshot());
+            }
         }
     }
 

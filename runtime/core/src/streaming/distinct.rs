@@ -34,8 +34,8 @@ pub struct Users(Form);
 enum Form {
     /// Sorted and distinct, without an allocation: most pages have few users in a minute.
     Few { hashes: [u64; FEW], count: u8 },
-    /// Sorted and distinct, and some more that are neither yet.
-    Exact { sorted: Vec<u64>, pending: Vec<u64> },
+    /// The first `sorted` are sorted and distinct, the rest are neither yet.
+    Exact { hashes: Vec<u64>, sorted: usize },
     /// Largest rank per register.
     Sketch(Box<[u8]>),
 }
@@ -80,14 +80,15 @@ impl Users {
                     hashes[at] = hash;
                     *count += 1;
                 } else {
-                    let mut pending = Vec::with_capacity(PENDING_MIN);
-                    pending.push(hash);
-                    self.0 = Form::Exact { sorted: hashes.to_vec(), pending };
+                    let mut all = Vec::with_capacity(4 * FEW);
+                    all.extend_from_slice(hashes);
+                    all.push(hash);
+                    self.0 = Form::Exact { hashes: all, sorted: FEW };
                 }
             }
-            Form::Exact { sorted, pending } => {
-                pending.push(hash);
-                if pending.len() >= PENDING_MIN.max(sorted.len()) {
+            Form::Exact { hashes, sorted } => {
+                hashes.push(hash);
+                if hashes.len() - *sorted >= PENDING_MIN.max(*sorted) {
                     self.settle(exact_max);
                 }
             }
@@ -97,12 +98,12 @@ impl Users {
 
     /// Sorts in what was collected, and turns into a sketch above `exact_max`. Two equal sets are equal after it.
     pub fn settle(&mut self, exact_max: usize) {
-        if let Form::Exact { sorted, pending } = &mut self.0
-            && !pending.is_empty()
+        if let Form::Exact { hashes, sorted } = &mut self.0
+            && *sorted < hashes.len()
         {
-            sorted.append(pending);
-            sorted.sort_unstable();
-            sorted.dedup();
+            hashes.sort_unstable();
+            hashes.dedup();
+            *sorted = hashes.len();
         }
         let exact = self.sorted();
         if exact.len() > exact_max {
@@ -116,7 +117,7 @@ impl Users {
     fn sorted(&self) -> &[u64] {
         match &self.0 {
             Form::Few { hashes, count } => &hashes[..usize::from(*count)],
-            Form::Exact { sorted, .. } => sorted,
+            Form::Exact { hashes, sorted } => &hashes[..*sorted],
             Form::Sketch(_) => &[],
         }
     }
@@ -124,7 +125,7 @@ impl Users {
     /// The hashes of an exact set that are not sorted in.
     fn pending(&self) -> &[u64] {
         match &self.0 {
-            Form::Exact { pending, .. } => pending,
+            Form::Exact { hashes, sorted } => &hashes[*sorted..],
             Form::Few { .. } | Form::Sketch(_) => &[],
         }
     }
@@ -140,15 +141,14 @@ impl Users {
                 self.0 = other.0.clone();
                 mine.0[..mine.1].iter().for_each(|&hash| self.insert(hash, exact_max));
             }
-            (Form::Exact { sorted: mine, pending: collected }, Form::Exact { sorted, pending }) => {
-                collected.extend_from_slice(sorted);
-                collected.extend_from_slice(pending);
-                if collected.len() >= PENDING_MIN.max(mine.len()) {
+            (Form::Exact { hashes: mine, sorted }, Form::Exact { hashes, .. }) => {
+                mine.extend_from_slice(hashes);
+                if mine.len() - *sorted >= PENDING_MIN.max(*sorted) {
                     self.settle(exact_max);
                 }
             }
-            (Form::Sketch(registers), Form::Exact { sorted, pending }) => {
-                sorted.iter().chain(pending).for_each(|&hash| raise(registers, hash));
+            (Form::Sketch(registers), Form::Exact { hashes, .. }) => {
+                hashes.iter().for_each(|&hash| raise(registers, hash));
             }
             (_, Form::Sketch(theirs)) => {
                 let mut registers = theirs.clone();
@@ -189,7 +189,7 @@ impl Users {
             users.settle(exact_max);
             return users;
         }
-        let mut users = Self(Form::Exact { sorted: Vec::new(), pending: hashes });
+        let mut users = Self(Form::Exact { hashes, sorted: 0 });
         users.settle(exact_max);
         users
     }

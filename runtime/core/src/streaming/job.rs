@@ -41,6 +41,10 @@ pub struct StreamPorts {
     pub metrics: Arc<dyn Metrics>,
 }
 
+/// Records that are decoded at once: enough that what a batch costs does not count, and few enough that a core's cache holds
+/// their columns until they are processed, however many a poll brings.
+const DECODE_RECORDS: usize = 1_000;
+
 /// What a step came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Step {
@@ -337,23 +341,30 @@ impl RealtimeMetrics {
             };
         }
         let now = self.now_ms();
-        let decoded = if records.is_empty() { None } else { Some(self.decode(records).await) };
-        let Some(task) = self.clicks.get_mut(&partition.partition) else { return Ok(()) };
-        match decoded {
-            None => task.skip_to(next_offset),
-            Some(Ok(decoded)) => {
-                task.process(records, next_offset, &decoded, &self.config)?;
-                self.idle.remove(&partition.partition);
-                if let Some(watermark) = task.watermark() {
-                    self.first_watermarks.entry(partition.partition).or_insert(watermark);
+        let mut chunks = records.chunks(DECODE_RECORDS).peekable();
+        while let Some(chunk) = chunks.next() {
+            let decoded = self.decode(chunk).await;
+            let Some(task) = self.clicks.get_mut(&partition.partition) else { return Ok(()) };
+            match decoded {
+                Ok(decoded) => {
+                    let until = chunks.peek().and_then(|next| next.first()).map_or(next_offset, |next| next.offset);
+                    task.process(chunk, until, &decoded, &self.config)?;
+                    self.idle.remove(&partition.partition);
+                    if let Some(watermark) = task.watermark() {
+                        self.first_watermarks.entry(partition.partition).or_insert(watermark);
+                    }
+                }
+                Err(error) => {
+                    // Read them again later, from the first that was not processed.
+                    let position = task.next_offset();
+                    self.consumer.seek(partition, position).await?;
+                    return self.failed(error).await;
                 }
             }
-            Some(Err(error)) => {
-                // Read them again later; nothing of them was processed.
-                let position = task.next_offset();
-                self.consumer.seek(partition, position).await?;
-                return self.failed(error).await;
-            }
+        }
+        let Some(task) = self.clicks.get_mut(&partition.partition) else { return Ok(()) };
+        if records.is_empty() {
+            task.skip_to(next_offset);
         }
         task.idleness.observe(next_offset, end_offset, records.len(), now);
         let lag = end_offset.saturating_sub(next_offset).max(0);

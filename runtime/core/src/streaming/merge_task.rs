@@ -5,7 +5,7 @@
 //! that, because each input promised its watermark before; should one be, through a partition nobody had announced, it
 //! goes to the late topic and is counted. Left out: the encoding of rows, and the log.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use bytes::Bytes;
 
@@ -50,7 +50,7 @@ struct Plan {
 }
 
 /// Kind, end of the window, region and page of a row.
-type DueRow = (WindowKind, i64, Box<str>, Option<Box<str>>);
+type DueRow<'a> = (WindowKind, i64, &'a str, Option<&'a str>);
 
 /// What a transaction of a merge partition holds.
 #[derive(Debug, Default)]
@@ -198,7 +198,7 @@ impl MergeTask {
                         });
                     } else {
                         self.head.merged = (self.head.merged.0.saturating_add(events), self.head.merged.1.saturating_add(cents));
-                        self.added.entry(start).or_default().merge(&pane, config.exact_users_max);
+                        put(&mut self.added, start, *pane, config.exact_users_max);
                     }
                 }
                 Record::Status { input, mark } => {
@@ -233,25 +233,25 @@ impl MergeTask {
             let last = end - PANE_MS;
             let mut cell = Cell::default();
             for (_, pane) in self.panes.range(end - length..end).chain(self.added.range(end - length..end)) {
-                let part = match &page {
-                    Some(page) => pane.pages.cell(&region, page),
-                    None => pane.regions.get(&*region).map(|r| &r.cell),
+                let part = match page {
+                    Some(page) => pane.pages.cell(region, page),
+                    None => pane.regions.get(region).map(|r| &r.cell),
                 };
                 part.iter().for_each(|part| cell.merge(part, exact_max));
             }
             let revision = match kind {
                 WindowKind::Region1m | WindowKind::Page1m => cell.emitted,
                 WindowKind::Region5m => {
-                    self.panes.get(&last).and_then(|p| p.regions.get(&*region)).map_or(0, |r| r.emitted_sliding)
+                    self.panes.get(&last).and_then(|p| p.regions.get(region)).map_or(0, |r| r.emitted_sliding)
                 }
             };
             let note = emitted.entry(last).or_default();
-            match (kind, &page) {
-                (WindowKind::Page1m, Some(page)) => note.pages.cell_mut(&region, page).emitted += 1,
-                (WindowKind::Region5m, _) => note.region_mut(&region).emitted_sliding += 1,
-                (WindowKind::Region1m, _) | (WindowKind::Page1m, None) => note.region_mut(&region).cell.emitted += 1,
+            match (kind, page) {
+                (WindowKind::Page1m, Some(page)) => note.pages.cell_mut(region, page).emitted += 1,
+                (WindowKind::Region5m, _) => note.region_mut(region).emitted_sliding += 1,
+                (WindowKind::Region1m, _) | (WindowKind::Page1m, None) => note.region_mut(region).cell.emitted += 1,
             }
-            rows.push(MetricRow::new((kind, end - length, end), &region, page.as_deref(), cell, revision, exact_max));
+            rows.push(MetricRow::new((kind, end - length, end), region, page, cell, revision, exact_max));
         }
 
         let mut records = self.aside.clone();
@@ -300,26 +300,26 @@ impl MergeTask {
         Prepared { records, rows }
     }
 
-    /// Which rows are due: those of windows that close now, and those of closed windows that were added to.
-    fn due(&self, before: Option<i64>, closed: Option<i64>, config: &StreamConfig) -> BTreeSet<DueRow> {
-        let mut due = BTreeSet::new();
+    /// Which rows are due, sorted: those of windows that close now, and those of closed windows that were added to.
+    fn due<'a>(&'a self, before: Option<i64>, closed: Option<i64>, config: &StreamConfig) -> Vec<DueRow<'a>> {
+        let mut due = Vec::new();
         let Some(closed) = closed else { return due };
-        let mut add = |start: i64, pane: &MergedPane, closes_now: bool| {
+        let mut add = |start: i64, pane: &'a MergedPane, closes_now: bool| {
             // A pane that was there before makes rows when its window closes; an added one whenever it is closed.
             let is_due = |end: i64| end <= closed && (!closes_now || before.is_none_or(|b| end > b));
             if is_due(start + PANE_MS) {
-                for (region, page, cell) in pane.pages.sorted() {
+                for (region, page, cell) in pane.pages.cells() {
                     if cell.events() > 0 {
-                        due.insert((WindowKind::Page1m, start + PANE_MS, region.into(), Some(page.into())));
+                        due.push((WindowKind::Page1m, start + PANE_MS, region, Some(page)));
                     }
                 }
             }
             for region in pane.regions.iter().filter(|(_, total)| total.cell.events() > 0).map(|(region, _)| region) {
                 if is_due(start + PANE_MS) {
-                    due.insert((WindowKind::Region1m, start + PANE_MS, region.clone(), None));
+                    due.push((WindowKind::Region1m, start + PANE_MS, region, None));
                 }
                 for end in sliding_ends(config, start).filter(|&end| is_due(end)) {
-                    due.insert((WindowKind::Region5m, end, region.clone(), None));
+                    due.push((WindowKind::Region5m, end, region, None));
                 }
             }
         };
@@ -327,6 +327,8 @@ impl MergeTask {
             self.panes.iter().for_each(|(&start, pane)| add(start, pane, true));
         }
         self.added.iter().for_each(|(&start, pane)| add(start, pane, false));
+        due.sort_unstable();
+        due.dedup();
         due
     }
 
@@ -336,7 +338,7 @@ impl MergeTask {
             self.head.closed = plan.closed;
             self.told = plan.told.or(self.told);
             for (start, addition) in std::mem::take(&mut self.added).into_iter().chain(plan.emitted) {
-                self.panes.entry(start).or_default().merge(&addition, config.exact_users_max);
+                put(&mut self.panes, start, addition, config.exact_users_max);
             }
             plan.expired.iter().for_each(|start| {
                 self.panes.remove(start);
@@ -356,5 +358,13 @@ impl MergeTask {
         self.aside.clear();
         self.plan = None;
         self.touched = false;
+    }
+}
+
+/// Adds to a pane; the first addition becomes the pane.
+fn put(panes: &mut BTreeMap<i64, MergedPane>, start: i64, addition: MergedPane, exact_max: usize) {
+    match panes.entry(start) {
+        Entry::Vacant(vacant) => _ = vacant.insert(addition),
+        Entry::Occupied(mut held) => held.get_mut().merge(&addition, exact_max),
     }
 }

@@ -839,6 +839,50 @@ fn a_record_that_is_delivered_again_changes_nothing() {
     });
 }
 
+/// Decodes, except while its registry is away.
+#[derive(Debug)]
+struct Away {
+    calls: u32,
+    from: u32,
+    until: u32,
+}
+
+#[async_trait::async_trait]
+impl ClickDecoder for Away {
+    async fn decode(&mut self, records: &[LogRecord]) -> crate::ports::Result<super::event::Decoded> {
+        self.calls += 1;
+        if (self.from..self.until).contains(&self.calls) {
+            return Err(PortError::retryable("find a schema"));
+        }
+        JsonClicks.decode(records).await
+    }
+}
+
+#[test]
+fn a_poll_of_many_records_counts_as_many_polls_do_and_goes_on_where_decoding_failed() {
+    run(async {
+        let config = config();
+        let regions = ["norte", "sur", "este", "marte"];
+        let events: Vec<Input> = (0..3_500_i64)
+            .map(|n| {
+                // Every seventh is there again later, in its own block of rows, another one or another poll.
+                let of = if n % 7 == 0 && n > 0 { n - [7, 70, 1_400][n as usize % 3].min(n - n % 7) } else { n };
+                let (user, page, time) = (format!("u{}", of % 11), format!("/{}", of % 40), T0 + of * 100);
+                input(0, &click(&user, &page, regions[of as usize % 4], time), time)
+            })
+            .collect();
+        let all = with_end(events, 1);
+        let log = log_with(1, 10_000, &all).await;
+        let decoder = Box::new(Away { calls: 0, from: 3, until: 4 + config.retries_max });
+        let mut workers =
+            vec![RealtimeMetrics::open(config.clone(), ports(&log), "worker-0", decoder, Box::new(JsonRows)).await.unwrap()];
+        drain(&mut workers).await;
+        let expected = naive(&all, 1, &config);
+        assert!(expected.fates[&Fate::Deduplicated] > 100 && expected.fates[&Fate::Quarantined] > 100, "{:?}", expected.fates);
+        check(&log, &workers, &expected, &config);
+    });
+}
+
 #[test]
 fn a_decoder_that_forgets_a_record_is_found_out() {
     run(async {
