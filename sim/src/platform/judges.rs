@@ -7,7 +7,6 @@ use simulacro_core::{
     batch::DayReport,
     ports::{Alert, Run, RunState},
     slo::Standing,
-    streaming::event::Fate,
 };
 
 use super::{
@@ -16,7 +15,7 @@ use super::{
     report::{Outcome, Report, Struck},
     scenario::PlatformScenario,
     shop::Shop,
-    stream,
+    stream, stream_judges,
 };
 
 /// One broken invariant: its name and what was seen.
@@ -187,83 +186,11 @@ fn few_logins(evidence: &Evidence<'_>) -> Vec<Broken> {
     expired.map(|f| ("few_logins", format!("{} logins with the password that expired {}", f.hits, f.fault.from))).collect()
 }
 
-/// Every day of the story is reconciled, the stream's side is the oracle's, and nothing is left unexplained.
-fn reconciled(evidence: &Evidence<'_>) -> Vec<Broken> {
-    let Some(stream) = evidence.stream else { return Vec::new() };
-    let mut broken = Vec::new();
-    for fecha in evidence.story.fechas() {
-        let Some(found) = stream.reconciled.get(&fecha) else {
-            broken.push(("reconciled", format!("{fecha} was never reconciled")));
-            continue;
-        };
-        let of_day = stream.expected.iter().filter(|((day, _), _)| *day == fecha);
-        let wanted: i64 = of_day.map(|(_, totals)| totals.cents).sum();
-        if found.day.total.stream != wanted {
-            let text = format!("{fecha}: the stream's side is {}, the oracle expects {wanted}", found.day.total.stream);
-            broken.push(("reconciled", text));
-        }
-        if found.unexplained() > 0 {
-            broken.push(("reconciled", format!("{fecha}: {} cents are unexplained", found.unexplained())));
-        }
-    }
-    broken
-}
-
-/// Each event that was sent has one fate, that of the oracle, and what is put aside is where it belongs.
-fn stream_fates(evidence: &Evidence<'_>) -> Vec<Broken> {
-    let Some(stream) = evidence.stream else { return Vec::new() };
-    let mut broken = Vec::new();
-    let counted: u64 = stream.counted.values().sum();
-    if counted != stream.sent {
-        broken.push(("stream_fates", format!("{} events were sent, the job has fates of {counted}", stream.sent)));
-    }
-    if stream.by_timing == 0 && stream.counted != stream.fates {
-        broken.push(("stream_fates", format!("found {:?}, the oracle expects {:?}", stream.counted, stream.fates)));
-    }
-    let of = |fate: Fate| stream.counted.get(&fate).copied().unwrap_or(0);
-    let aside = (of(Fate::Late), of(Fate::DeadLettered) + of(Fate::Quarantined) + of(Fate::Rejected));
-    if stream.aside != aside {
-        broken.push(("stream_fates", format!("late and dead letters are {:?}, counted were {aside:?}", stream.aside)));
-    }
-    if !stream.is_drained {
-        broken.push(("stream_fates", "the job or its sink is not done at the end".into()));
-    }
-    broken
-}
-
-/// Windows of regions, those of pages and the warehouse show what the oracle adds up, for every day of the story.
-fn stream_windows(evidence: &Evidence<'_>) -> Vec<Broken> {
-    let Some(stream) = evidence.stream else { return Vec::new() };
-    let (first, last) = (evidence.story.fecha, evidence.story.last());
-    let mut broken = Vec::new();
-    let shown = [("windows", &stream.shown), ("pages", &stream.shown_by_page), ("the warehouse", &stream.warehouse)];
-    for (name, found) in shown {
-        let keys: BTreeSet<_> =
-            found.keys().chain(stream.expected.keys()).filter(|(day, _)| (first..=last).contains(day)).collect();
-        if let Some(key) = keys.into_iter().find(|key| found.get(*key) != stream.expected.get(*key)) {
-            let (found, wanted) = (found.get(key), stream.expected.get(key));
-            broken.push(("stream_windows", format!("{name} at {key:?}: found {found:?}, the oracle expects {wanted:?}")));
-        }
-    }
-    broken
-}
-
 /// All judges, in order of the invariants' names.
 pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
-    let judges = [
-        alerts,
-        few_logins,
-        incidents_closed,
-        money_exact,
-        reconciled,
-        row_fate,
-        sla,
-        slos,
-        staleness,
-        stream_fates,
-        stream_windows,
-    ];
+    let judges = [alerts, few_logins, incidents_closed, money_exact, row_fate, sla, slos, staleness];
     let mut broken: Vec<Broken> = judges.iter().flat_map(|judge| judge(evidence)).collect();
+    broken.extend(evidence.stream.into_iter().flat_map(|stream| stream_judges::judge(evidence.story, stream)));
     broken.sort();
     broken
 }

@@ -24,6 +24,7 @@ pub mod scenario;
 pub mod services;
 pub mod shop;
 pub mod stream;
+pub mod stream_judges;
 pub mod world;
 
 pub use report::Report;

@@ -271,3 +271,38 @@ impl PlatformScenario {
         out
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::detection, *};
+
+    #[test]
+    fn a_stream_is_what_its_table_says_and_nothing_else() {
+        let text = detection::story(Mode::StreamSlow, 1).to_toml().expect("text");
+        let check = |from: &str, to: &str, expected: &str| {
+            assert!(text.contains(from), "{text}");
+            let said = PlatformScenario::parse(&text.replacen(from, to, 1)).expect_err(to);
+            assert!(said.contains(expected), "{said}");
+        };
+        check("tick_s = 60", "tick_s = 60\nticks = 1", "unknown field `ticks`");
+        check("tick_s = 60", "tick_s = 91", "stream.tick_s: found 91, expected 1 to 90");
+        check("workers = 1", "workers = 0", "stream.workers: found 0, expected 1 to 8");
+        check("offset_s = 0", "offset_s = 9", "expected one for clock_skew and producer_clock alone");
+        let story = PlatformScenario { stream: None, ..PlatformScenario::parse(&text).expect("a story") };
+        let said = PlatformScenario::parse(&story.to_toml().expect("text")).expect_err("no stream");
+        assert_eq!(said, "fault 1: found stream_slow in a story without [stream]");
+        assert_eq!(story.start() - story.begins(), chrono::TimeDelta::zero());
+    }
+
+    #[test]
+    fn a_story_without_a_stream_draws_no_faults_of_one() {
+        let story = PlatformScenario { drawn: Drawn::Catalogued, days: 365, ..detection::story(Mode::StreamSlow, 1) };
+        let of_stream = |story: &PlatformScenario| story.faults(1).iter().filter(|f| f.mode.entry().needs_stream).count();
+        assert!(of_stream(&story) > 5);
+        let without = PlatformScenario { stream: None, fault: Vec::new(), ..story.clone() };
+        assert_eq!(of_stream(&without), 0);
+        let batch =
+            |story: &PlatformScenario| story.faults(1).into_iter().filter(|f| !f.mode.entry().needs_stream).collect::<Vec<_>>();
+        assert_eq!(batch(&story), batch(&without), "a stream changes nothing of the batch's faults");
+    }
+}

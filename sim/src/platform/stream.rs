@@ -73,6 +73,8 @@ const RESTART: Duration = Duration::from_secs(60);
 const SLOW_READ: Duration = Duration::from_secs(60);
 /// Ticks within which everything must be done once nothing is sent any more.
 const DRAIN_TICKS: u32 = 120;
+/// The sink writes so long beside any tick: threads work for it, and have no order with what the job does at the same moment.
+const ASIDE: Duration = Duration::from_millis(23_450);
 const MINUTE_MS: i64 = 60_000;
 
 /// What windows show, or must show, by day and region. Users are not added up over windows.
@@ -250,7 +252,7 @@ impl StreamStage {
             commit_interval: tick,
             poll_wait: tick,
             session_timeout: tick * 5,
-            metricas_flush: Duration::from_secs(size.sink_every_s),
+            metricas_flush: Duration::from_secs(size.sink_every_s) + ASIDE,
             ..StreamConfig::specification()
         }
     }
@@ -464,12 +466,14 @@ impl StreamStage {
     /// The sink of the warehouse, started again when it gives up.
     async fn load(&self, world: &impl Assembly) -> Result<(), Failure> {
         for start in 1_u32.. {
+            self.clock.sleep(ASIDE).await;
             let platform = world.platform(&format!("sumidero.{start}"), self.log(Role::Other))?;
             let life = async {
                 let mut sink = platform.metricas_sink(&self.config, "sumidero").await?;
                 while !self.is_drained.load(Ordering::SeqCst) {
                     sink.step().await?;
                 }
+                self.clock.sleep(ASIDE).await;
                 while !sink.drain().await? {}
                 self.sinks_done.store(1, Ordering::SeqCst);
                 std::future::pending::<Result<(), PortError>>().await

@@ -22,7 +22,7 @@ use simulacro_core::{
     dimensions::{from_tables::FromTables, paged::PageLimits, paged::PagedApi},
     history::{Event, HistorySink, RecordedStore, Recorder},
     models::shipped,
-    orchestrator::{Asset, Orchestrator, OrchestratorPorts, Plan, RetryPolicy, SourcePolicy, Work},
+    orchestrator::{Asset, Orchestrator, OrchestratorPorts, Plan, RetryPolicy, Schedule, SourcePolicy, Work},
     platform::{Config, PIPELINE, Platform},
     ports::{
         DimensionApi, Env, Input, Lakehouse, PortError, Ports, Query, Run, RunLedger, RunState, Warehouse, event_log::EventLog,
@@ -66,6 +66,9 @@ use crate::{
 const PRODUCTS_AT_H: u32 = 5;
 /// Sales that a hot key adds to a day: a hundred times what a customer buys of a product.
 const HOT_SALES: u64 = 100;
+/// When the monitor of the stream looks: every five minutes as shipped, but never at the moment at which another asset begins,
+/// since what threads do for that one has no order with what the monitor does meanwhile.
+const MONITOR_AT: &str = "2-57/5 * * * *";
 /// How often the end is looked for once the last day is due.
 const LOOK: Duration = Duration::from_secs(600);
 /// A process that ends with an error is started again after this.
@@ -244,7 +247,8 @@ impl World {
         ];
         if let Some(stream) = &self.stream {
             let monitor = stream.monitor(platform.ports.env.clone(), platform.ports.log.clone());
-            works.push((assets::ecommerce_streaming_monitor()?, Arc::new(monitor)));
+            let asset = Asset { schedule: Schedule::parse(MONITOR_AT)?, ..assets::ecommerce_streaming_monitor()? };
+            works.push((asset, Arc::new(monitor)));
         }
         let plan = Plan::new(self.story.orchestrator.clone(), works, &self.story.assets)?;
         let ports = OrchestratorPorts {
