@@ -5,7 +5,7 @@
 //! errors, which wrappers add.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -22,6 +22,8 @@ use crate::host::Host;
 #[derive(Debug, Default)]
 struct Database {
     runs: BTreeMap<(String, NaiveDate, i64), Run>,
+    /// Runs that are under way: a year of short ones is too many to be searched at each start.
+    running: BTreeSet<(String, NaiveDate, i64)>,
     /// Who holds a pipeline: client, day and epoch.
     held: BTreeMap<String, (u64, NaiveDate, i64)>,
     /// The last lease of each name, and whether it was released.
@@ -125,13 +127,20 @@ impl RunLedger for SimLedger {
             return Err(PortError::retryable(format!("begin a run of {pipeline}: {who} is running it")).code(BUSY));
         }
         database.check(&format!("begin a run of {pipeline}"), fence.as_ref())?;
-        for run in database.runs.values_mut().filter(|r| r.pipeline == *pipeline && r.state == RunState::Running) {
-            run.state = RunState::Failed;
-            run.finished_at = Some(*now);
-            run.report = serde_json::json!({ "error": "the process died" });
-        }
-        let same_day = database.runs.values().filter(|r| r.pipeline == *pipeline && r.fecha == *fecha);
-        let last = same_day.map(|r| r.epoch).max().unwrap_or(0);
+        let Database { runs, running, .. } = &mut *database;
+        running.retain(|key| {
+            if key.0 != *pipeline {
+                return true;
+            }
+            if let Some(run) = runs.get_mut(key).filter(|run| run.state == RunState::Running) {
+                run.state = RunState::Failed;
+                run.finished_at = Some(*now);
+                run.report = serde_json::json!({ "error": "the process died" });
+            }
+            false
+        });
+        let same_day = (pipeline.clone(), *fecha, i64::MIN)..=(pipeline.clone(), *fecha, i64::MAX);
+        let last = runs.range(same_day).next_back().map_or(0, |((.., epoch), _)| *epoch);
         let run = Run {
             pipeline: pipeline.clone(),
             fecha: *fecha,
@@ -145,6 +154,7 @@ impl RunLedger for SimLedger {
             report: serde_json::Value::Null,
         };
         database.runs.insert((pipeline.clone(), *fecha, run.epoch), run.clone());
+        database.running.insert((pipeline.clone(), *fecha, run.epoch));
         database.held.insert(pipeline.clone(), (self.client, *fecha, run.epoch));
         Ok(run)
     }
@@ -154,7 +164,13 @@ impl RunLedger for SimLedger {
         let allowed = database.check(&format!("finish a run of {}", run.pipeline), run.fence.as_ref());
         database.let_go(self.client, run);
         allowed?;
-        database.runs.insert((run.pipeline.clone(), run.fecha, run.epoch), run.clone());
+        let key = (run.pipeline.clone(), run.fecha, run.epoch);
+        if run.state == RunState::Running {
+            database.running.insert(key.clone());
+        } else {
+            database.running.remove(&key);
+        }
+        database.runs.insert(key, run.clone());
         Ok(())
     }
     async fn abandon(&self, run: &Run) -> Result<()> {
@@ -247,6 +263,8 @@ impl RunLedger for SimLedger {
     }
     async fn quality(&self, fecha: NaiveDate) -> Result<Vec<QualityResult>> {
         self.host.only_alive().await;
-        Ok(self.database.lock().map_err(poisoned)?.quality.values().filter(|r| r.fecha == fecha).cloned().collect())
+        let database = self.database.lock().map_err(poisoned)?;
+        let from = (fecha, DateTime::<Utc>::MIN_UTC, String::new(), String::new());
+        Ok(database.quality.range(from..).map(|(_, r)| r).take_while(|r| r.fecha == fecha).cloned().collect())
     }
 }

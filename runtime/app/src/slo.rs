@@ -6,11 +6,12 @@ use chrono::{DateTime, NaiveTime, Utc};
 use clap::{Args, Subcommand};
 use simulacro_adapters::{PrometheusMetrics, SystemEnv, connect_existing};
 use simulacro_core::{
+    assets::MONITOR,
     platform::PIPELINE,
     ports::{Env, RunLedger},
     slo::{
         Objective, Sample, Standing, Status,
-        samples::{RECONCILED, of_checks, of_reconciled, of_runs},
+        samples::{RECONCILED, of_checks, of_monitor, of_reconciled, of_runs},
     },
 };
 
@@ -50,6 +51,7 @@ async fn samples(ledger: &dyn RunLedger, now: DateTime<Utc>) -> Result<Vec<Sampl
         out.extend(of_checks(fecha, DUE, &ledger.quality(fecha).await?));
     }
     out.extend(of_reconciled(&ledger.facts(RECONCILED).await?, DUE));
+    out.extend(of_monitor(&ledger.runs(MONITOR).await?));
     Ok(out)
 }
 

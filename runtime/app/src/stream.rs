@@ -27,21 +27,20 @@ use simulacro_adapters::{
     connect_existing, connect_folder,
 };
 use simulacro_core::{
-    avro::{Click, Limits, MetricaRealtime, Row, RowDecoder, RowEncoder},
-    batch::{MART, STAGING, strings},
+    avro::{Click, RowEncoder},
+    batch::MART,
     platform::Platform,
     ports::{
-        Compatibility, Fact, Input, Lakehouse, PortError, Ports, Query,
+        Compatibility, PortError, Ports,
         event_log::{EventLog, OutRecord, TopicPartition, TopicSpec},
     },
-    slo::samples::{RECONCILED, Reconciled},
     streaming::{
         config::StreamConfig,
         event::Fate,
         eventos::{self, EVENTOS},
-        evidence::{self, Sale},
         job::RealtimeMetrics,
-        reconcile::{self, Bounds, Cause, DayReconciliation, Revenue, Side, Verdict},
+        reconcile::{Cause, DayReconciliation, Verdict},
+        reconciliation::emitted,
         reset,
         status::{JobStatus, existing},
         window::{MetricRow, WindowKind},
@@ -301,31 +300,7 @@ impl Stage {
 
     /// All revisions of all windows; none when the job has never run.
     async fn metrics(&self) -> Result<Vec<MetricRow>, Failure> {
-        let topic = &self.config.topics.metrics;
-        let limits = Limits { record_bytes_max: self.config.record_bytes_max };
-        let mut decoder = RowDecoder::<MetricaRealtime>::new(self.ports().registry.clone(), limits)?;
-        let mut rows = Vec::new();
-        for (partition, (mut offset, end)) in existing(self.log().offsets(topic).await)? {
-            let at = TopicPartition { topic: topic.clone(), partition };
-            while offset < end {
-                let (records, next) = self.log().read(&at, offset, self.config.restore_records).await?;
-                let values: Vec<_> = records.into_iter().map(|record| record.value).collect();
-                let decoded = decoder.decode(&values).await?;
-                if let Some(reject) = decoded.rejects.first() {
-                    return Err(format!("read {topic}-{partition} from {offset}: {}", reject.reason).into());
-                }
-                for row in MetricaRealtime::from_batch(&decoded.batch)? {
-                    rows.push(MetricRow::try_from(row)?);
-                }
-                if next <= offset {
-                    return Err(
-                        format!("read {topic}-{partition}: found nothing at {offset}, expected records up to {end}").into()
-                    );
-                }
-                offset = next;
-            }
-        }
-        Ok(rows)
+        Ok(emitted(self.ports(), &self.config, None).await?)
     }
 }
 
@@ -714,46 +689,22 @@ pub async fn reconcile(args: ReconcileArgs) -> Result<(), Failure> {
     if !lakehouse.exists(MART).await? {
         return Err(format!("reconcile {fecha}: found no {MART} in {}, expected a batch run", args.place.data.display()).into());
     }
-    let batch = Side {
-        revenue: batch_revenue(lakehouse, fecha).await?,
-        complete_through: lakehouse.last_epoch(MART, fecha).await?.map(|_| fecha),
-    };
-    let status = JobStatus::read(&stage.config, stage.log()).await?;
-    let lateness = i64::try_from(stage.config.allowed_lateness.as_millis())?;
-    let rows = stage.metrics().await?;
-    let revenue: Revenue = reconcile::daily_revenue(&rows).into_iter().filter(|((day, _), _)| *day == fecha).collect();
-    let complete_through = status.closed_ms().and_then(|closed| reconcile::complete_through(closed, lateness));
-    let live = Side { revenue, complete_through };
-    let sales = sales(lakehouse, fecha).await?;
-    let mut beside = BTreeMap::new();
-    for day in [fecha.pred_opt(), fecha.succ_opt()].into_iter().flatten() {
-        let known = self::sales(lakehouse, day).await?;
-        if !known.is_empty() {
-            beside.insert(day, known);
-        }
-    }
-    let mut decoder = stage.platform.click_decoder(&stage.config)?;
-    let findings = evidence::collect(&stage.config, stage.log(), &mut decoder, fecha, &sales, &beside).await?;
-    let days = reconcile::reconcile(&batch, &live, &findings.evidence, &Bounds::specification());
-    let Some(day) = days.get(&fecha) else {
+    let Some(found) = stage.platform.reconcile_day(&stage.config, fecha).await? else {
         return Err(format!("reconcile {fecha}: found the day on neither side").into());
     };
+    let day = &found.day;
     print_day(fecha, day);
-    for (region, (events, cents)) in &findings.deduplicated {
+    println!("unexplained: {}", money(i64::try_from(found.unexplained())?));
+    for (region, (events, cents)) in &found.findings.deduplicated {
         println!("{region:<13} {events} purchases of {} were delivered again and not counted again", money(*cents));
     }
-    if day.total.verdict != Verdict::Pending {
-        let kept = Reconciled { batch: day.total.batch, stream: day.total.stream };
-        let (topic, name, at) = (RECONCILED.to_owned(), fecha.to_string(), stage.ports().env.now());
-        let fact = Fact { topic, name, value: serde_json::to_value(kept)?, at };
-        stage.ports().ledger.put_fact(&fact, None).await?;
-    }
+    found.keep(stage.ports().ledger.as_ref(), stage.ports().env.now()).await?;
     match day.total.verdict {
         Verdict::Pass | Verdict::Warn => Ok(()),
         Verdict::Fail => Err(Box::new(DifferenceTooLarge { fecha, percent: day.total.ratio.to_string() })),
         Verdict::Pending => {
-            let side = |side: &Side| side.complete_through.map_or("nothing".into(), |day| day.to_string());
-            let (batch, stream) = (side(&batch), side(&live));
+            let side = |through: Option<NaiveDate>| through.map_or("nothing".into(), |day| day.to_string());
+            let (batch, stream) = (side(found.batch_through), side(found.stream_through));
             Err(format!("reconcile {fecha}: found batch complete through {batch} and stream through {stream}").into())
         }
     }
@@ -778,39 +729,4 @@ fn print_day(fecha: NaiveDate, day: &DayReconciliation) {
             println!("  {:>56}  {cause}", money(*cents));
         }
     }
-    let unexplained = |line: &reconcile::Line| line.causes.get(&Cause::Unexplained).copied().unwrap_or(0);
-    let all: i64 = day.regions.values().map(|line| unexplained(line).abs()).sum();
-    println!("unexplained: {}", money(all));
-}
-
-/// Rows of a query of which the first column is a day, as text.
-async fn of_day(lakehouse: &dyn Lakehouse, fecha: NaiveDate, sql: &str, table: &str) -> Result<Vec<Vec<String>>, Failure> {
-    let query = Query { sql: sql.to_owned(), inputs: vec![("tabla".into(), Input::Delta(table.to_owned()))] };
-    let mut out = Vec::new();
-    for batch in lakehouse.query(&query).await? {
-        let columns = (0..batch.num_columns()).map(|c| strings(&batch, c)).collect::<Result<Vec<_>, _>>()?;
-        let rows = (0..batch.num_rows()).map(|row| columns.iter().map(|c| c[row].clone()).collect::<Vec<_>>());
-        out.extend(rows.filter(|row| row[0] == fecha.to_string()));
-    }
-    Ok(out)
-}
-
-async fn batch_revenue(lakehouse: &dyn Lakehouse, fecha: NaiveDate) -> Result<Revenue, Failure> {
-    let sql = "SELECT CAST(fecha AS VARCHAR) AS dia, region, CAST(CAST(sum(revenue_neto) * 100 AS BIGINT) AS VARCHAR)
-               FROM tabla GROUP BY fecha, region ORDER BY fecha, region";
-    let rows = of_day(lakehouse, fecha, sql, MART).await?;
-    rows.into_iter().map(|row| Ok(((fecha, row[1].clone()), row[2].parse()?))).collect()
-}
-
-async fn sales(lakehouse: &dyn Lakehouse, fecha: NaiveDate) -> Result<Vec<Sale>, Failure> {
-    let sql =
-        "SELECT CAST(fecha AS VARCHAR) AS dia, user_id, product_id, region, CAST(CAST(monto_neto * 100 AS BIGINT) AS VARCHAR)
-               FROM tabla ORDER BY order_id";
-    let rows = of_day(lakehouse, fecha, sql, STAGING).await?;
-    let sale = |row: Vec<String>| {
-        let [_, user_id, product_id, region, cents] =
-            <[String; 5]>::try_from(row).map_err(|_| "read staged sales: not 5 columns")?;
-        Ok(Sale { user_id, product_id, region, cents: cents.parse()? })
-    };
-    rows.into_iter().map(sale).collect()
 }

@@ -1,8 +1,8 @@
 //! How long it takes until somebody is told: one short story for each failure mode and seed, and the table over all of them.
 //!
 //! A delay is counted from the first effect that could be seen to the first alert that the fault explains. Distributions
-//! are printed, never means: a mean hides the runs in which nobody was told for hours. What this leaves out: the stream,
-//! which has no alerts in this world.
+//! are printed, never means: a mean hides the runs in which nobody was told for hours. What this leaves out: faults of the
+//! stream other than those of this world.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -12,7 +12,7 @@ use simulacro_core::orchestrator::{AssetSettings, LoopConfig};
 use super::{
     faults::{CATALOGUE, Fault, Mode},
     report::Outcome,
-    scenario::{Drawn, Kind, PlatformExpect, PlatformScenario, RUN_AT},
+    scenario::{Drawn, Kind, PlatformExpect, PlatformScenario, RUN_AT, StreamSize},
     shop::ShopSize,
 };
 use crate::{
@@ -43,6 +43,7 @@ fn short(summary: &str, seed: u64, days: u64, fault: Vec<Fault>) -> PlatformScen
         patience_h: 48,
         shop: ShopSize { sales_per_day: 60, growth_percent: 100, customers: 80, products: 20 },
         orchestrator: LoopConfig::default(),
+        stream: None,
         assets: [(simulacro_core::platform::PIPELINE.to_owned(), daily)].into(),
         fault,
         expect: PlatformExpect {
@@ -60,7 +61,9 @@ pub fn story(mode: Mode, seed: u64) -> PlatformScenario {
     let date = FECHA + Days::new(2);
     let mut random = Stream::root(seed).child("detection").child(mode.entry().name);
     let fault = Fault::draw(mode, date, run_at(date), &mut random);
-    short("how long it takes until somebody is told", seed, 3, vec![fault])
+    let story = short("how long it takes until somebody is told", seed, 3, vec![fault]);
+    let stream = mode.entry().needs_stream.then(|| StreamSize { events_per_day: 2_000, ..StreamSize::standard() });
+    PlatformScenario { stream, ..story }
 }
 
 impl PlatformScenario {
@@ -68,9 +71,10 @@ impl PlatformScenario {
     pub fn draw(seed: u64) -> Self {
         let mut random = Stream::root(seed).child("platform");
         let days = random.between(3, 5);
+        let modes: Vec<Mode> = CATALOGUE.iter().filter(|e| !e.needs_stream).map(|e| e.mode).collect();
         let mut fault: Vec<Fault> = (0..random.between(1, 3))
             .map(|_| {
-                let mode = CATALOGUE[random.between(0, CATALOGUE.len() as u64 - 1) as usize].mode;
+                let mode = modes[random.between(0, modes.len() as u64 - 1) as usize];
                 let date = FECHA + Days::new(random.between(2, days - 1));
                 Fault::draw(mode, date, run_at(date), &mut random)
             })

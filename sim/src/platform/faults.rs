@@ -4,7 +4,8 @@
 //! A fault is a mode with a beginning and a length. Some end by themselves, as a maintenance window does; others last until
 //! the operator, who was told by an alert, has done something, and their length is the time after which somebody notices
 //! without an alert. Services ask here at each call whether it is struck, so each fault counts its hits and knows when it
-//! was first seen. What is left out: faults of the stream, which has a world of its own.
+//! was first seen. What is left out: most faults of the stream, which has a world of its own; here its job is slow or dead, or
+//! the producer's clock is wrong.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -60,6 +61,12 @@ pub enum Mode {
     BadDeploy,
     /// The orchestrator's clock is off; beyond a quarter of an hour the store refuses it: RequestTimeTooSkewed.
     ClockSkew,
+    /// The streaming job reads half as fast as events come, until somebody has mended it.
+    StreamSlow,
+    /// The streaming job's processes die and are away for a while.
+    StreamCrash,
+    /// The clock of who sends events is off.
+    ProducerClock,
 }
 
 /// What is fixed of a mode.
@@ -83,6 +90,8 @@ pub struct Entry {
     pub lasts_s: (u64, u64),
     /// When it begins.
     pub begins: Begins,
+    /// Whether it is about the stream: a story without one has it not.
+    pub needs_stream: bool,
 }
 
 /// When a drawn fault begins, relative to the daily run of its date.
@@ -103,10 +112,11 @@ pub enum Begins {
 }
 
 const BATCH_S: i64 = 3_600;
+const LAG_S: i64 = 120;
 const ALL_DAY: (u64, u64) = (86_400, 86_400);
 
 /// All modes, in the order of the specification.
-pub const CATALOGUE: [Entry; 15] = [
+pub const CATALOGUE: [Entry; 18] = [
     Entry {
         mode: Mode::SourceAway,
         name: "source_away",
@@ -117,6 +127,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: false,
         lasts_s: (1_800, 9_000),
         begins: Begins::AtTheRun,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::ApiAway,
@@ -128,6 +139,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: false,
         lasts_s: (600, 28_800),
         begins: Begins::AtARefresh,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::ColumnRenamed,
@@ -139,6 +151,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: true,
         lasts_s: (43_200, 57_600),
         begins: Begins::Before,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::ColumnAdded,
@@ -150,6 +163,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: true,
         lasts_s: (43_200, 57_600),
         begins: Begins::Before,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::NotNullDropped,
@@ -161,6 +175,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: true,
         lasts_s: (43_200, 57_600),
         begins: Begins::Before,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::HotKey,
@@ -172,6 +187,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: false,
         lasts_s: ALL_DAY,
         begins: Begins::WithTheDay,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::PasswordExpired,
@@ -183,6 +199,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: true,
         lasts_s: (43_200, 57_600),
         begins: Begins::Before,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::ApiTokenExpired,
@@ -194,6 +211,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: true,
         lasts_s: (43_200, 57_600),
         begins: Begins::AnyTime,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::StoreTokenExpired,
@@ -205,6 +223,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: true,
         lasts_s: (43_200, 57_600),
         begins: Begins::AnyTime,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::RowsTwice,
@@ -216,6 +235,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: false,
         lasts_s: (3_600, 14_400),
         begins: Begins::AtTheRun,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::AnswersLost,
@@ -227,6 +247,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: false,
         lasts_s: (3_600, 14_400),
         begins: Begins::AtTheRun,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::StoreTimeouts,
@@ -238,6 +259,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: false,
         lasts_s: (30, 1_200),
         begins: Begins::AtAnyWork,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::DiskFull,
@@ -249,6 +271,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: true,
         lasts_s: (43_200, 57_600),
         begins: Begins::AnyTime,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::BadDeploy,
@@ -260,6 +283,7 @@ pub const CATALOGUE: [Entry; 15] = [
         needs_operator: false,
         lasts_s: (300, 2_400),
         begins: Begins::AnyTime,
+        needs_stream: false,
     },
     Entry {
         mode: Mode::ClockSkew,
@@ -267,10 +291,48 @@ pub const CATALOGUE: [Entry; 15] = [
         failure: 10,
         per_year: 2,
         target_s: 60,
-        alerts: &["run_failed", "dimension_stale", "sla_missed", "schedule_missed", "source_unavailable"],
+        // A monitor of the stream whose clock is ahead finds every event old.
+        alerts: &["run_failed", "dimension_stale", "sla_missed", "schedule_missed", "source_unavailable", "breaker_open"],
         needs_operator: false,
         lasts_s: (3_600, 14_400),
         begins: Begins::AtTheRun,
+        needs_stream: false,
+    },
+    Entry {
+        mode: Mode::StreamSlow,
+        name: "stream_slow",
+        failure: 4,
+        per_year: 12,
+        target_s: LAG_S,
+        alerts: &["breaker_open"],
+        needs_operator: true,
+        lasts_s: (43_200, 57_600),
+        begins: Begins::AnyTime,
+        needs_stream: true,
+    },
+    Entry {
+        mode: Mode::StreamCrash,
+        name: "stream_crash",
+        failure: 4,
+        per_year: 6,
+        target_s: LAG_S,
+        alerts: &["breaker_open"],
+        needs_operator: false,
+        lasts_s: (300, 3_600),
+        begins: Begins::AnyTime,
+        needs_stream: true,
+    },
+    Entry {
+        mode: Mode::ProducerClock,
+        name: "producer_clock",
+        failure: 10,
+        per_year: 2,
+        target_s: 60,
+        alerts: &[],
+        needs_operator: false,
+        lasts_s: (3_600, 14_400),
+        begins: Begins::AnyTime,
+        needs_stream: true,
     },
 ];
 
@@ -279,6 +341,11 @@ impl Mode {
     pub fn entry(self) -> &'static Entry {
         // A test holds that each mode has its entry.
         CATALOGUE.iter().find(|e| e.mode == self).unwrap_or(&CATALOGUE[0])
+    }
+
+    /// Whether a fault of it says by how much a clock is off.
+    pub fn has_offset(self) -> bool {
+        matches!(self, Self::ClockSkew | Self::ProducerClock)
     }
 
     /// The mode of this name.
@@ -336,7 +403,7 @@ impl Fault {
             Begins::AnyTime => midnight + seconds(random.between(0, 86_399)),
         };
         let offset_s = match mode {
-            Mode::ClockSkew => {
+            Mode::ClockSkew | Mode::ProducerClock => {
                 let size = if random.chance((1, 2)) { random.between(120, 840) } else { random.between(960, 3_600) };
                 let size = i64::try_from(size).unwrap_or(0);
                 if random.chance((1, 2)) { size } else { -size }
@@ -471,9 +538,14 @@ impl Faults {
 
     /// The next time at which the orchestrator is killed by a deploy, and when that is reverted.
     pub fn next_deploy(&self, now: DateTime<Utc>) -> Option<(DateTime<Utc>, DateTime<Utc>)> {
+        self.next_of(Mode::BadDeploy, now)
+    }
+
+    /// The present or next fault of a mode: its beginning and its end.
+    pub fn next_of(&self, mode: Mode, now: DateTime<Utc>) -> Option<(DateTime<Utc>, DateTime<Utc>)> {
         let all = self.lock();
-        let deploys = all.get(&Mode::BadDeploy)?.iter().filter(|s| s.over() > now);
-        deploys.map(|s| (s.fault.from, s.over())).min()
+        let these = all.get(&mode)?.iter().filter(|s| s.over() > now);
+        these.map(|s| (s.fault.from, s.over())).min()
     }
 
     /// What the operator does about what he was told: ends the faults whose alert is old enough. Returns how many are left

@@ -15,6 +15,7 @@ use super::{
     report::{Outcome, Report, Struck},
     scenario::PlatformScenario,
     shop::Shop,
+    stream, stream_judges,
 };
 
 /// One broken invariant: its name and what was seen.
@@ -46,6 +47,8 @@ pub struct Evidence<'a> {
     pub faults: &'a [Suffered],
     /// What was made of them.
     pub report: &'a Report,
+    /// What came of the stream, when there is one.
+    pub stream: Option<&'a stream::Outcome>,
 }
 
 /// The last success of each day, with its report.
@@ -187,6 +190,7 @@ fn few_logins(evidence: &Evidence<'_>) -> Vec<Broken> {
 pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
     let judges = [alerts, few_logins, incidents_closed, money_exact, row_fate, sla, slos, staleness];
     let mut broken: Vec<Broken> = judges.iter().flat_map(|judge| judge(evidence)).collect();
+    broken.extend(evidence.stream.into_iter().flat_map(|stream| stream_judges::judge(evidence.story, stream)));
     broken.sort();
     broken
 }

@@ -1,4 +1,4 @@
-//! The whole batch platform inside the simulator, over months: the production orchestrator with its assets, the source and
+//! The whole platform inside the simulator, over months: the production orchestrator with its assets, the source and
 //! its customers, the API of products, the lake, the warehouse, the ledger, a pager, and an operator who is called.
 //!
 //! Everything runs on one runtime whose clock jumps from timer to timer, and services are reached over direct links: no
@@ -7,10 +7,12 @@
 //! mart shows, who was told of what and when, and what is left of the error budgets.
 //!
 //! What is left out:
-//! - The stream, which has a world of its own in [`crate::stream`]: the objectives about it have no data here.
+//! - What is wrong with single events and single requests of the stream: [`crate::stream`] has those. A story without a
+//!   `[stream]` has no stream at all, and the objectives about it no data.
 //! - Death in the middle of a commit: a process here dies at a wait. [`crate::world`] has the other deaths.
 //! - The network: what a service answers is on time, late by a fixed latency, or an error with its code.
 
+pub mod clicks;
 pub mod clock;
 pub mod detection;
 pub mod faults;
@@ -21,6 +23,8 @@ pub mod report;
 pub mod scenario;
 pub mod services;
 pub mod shop;
+pub mod stream;
+pub mod stream_judges;
 pub mod world;
 
 pub use report::Report;

@@ -1,9 +1,14 @@
 //! What a platform story came to, beside the judgement that all stories have: faults with their detection, and objectives
 //! with what is left of their error budgets.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
-use simulacro_core::slo::{Standing, Status};
+use simulacro_core::{
+    slo::{Standing, Status},
+    streaming::event::Fate,
+};
 
 use super::faults::{Entry, Mode};
 
@@ -108,6 +113,49 @@ impl Struck {
     }
 }
 
+/// What the stream came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamReport {
+    /// Events that were sent.
+    pub events: u64,
+    /// Events by fate.
+    pub fates: BTreeMap<Fate, u64>,
+    /// Events whose fate the topic alone does not tell.
+    pub by_timing: u64,
+    /// Rows of windows, all revisions.
+    pub rows: u64,
+    /// Longest time that the oldest event had waited when the monitor looked and was content, in milliseconds.
+    pub lag_max_ms: u64,
+    /// Looks of the monitor that found too much waiting.
+    pub held: u64,
+    /// Days that were reconciled.
+    pub reconciled: u64,
+    /// Days of these on which the two sides differ.
+    pub differing: u64,
+    /// Cents of them that nothing explains.
+    pub unexplained_cents: u64,
+    /// Deaths of workers.
+    pub crashes: u64,
+    /// Workers and sinks that gave up and were started again.
+    pub stops: u64,
+}
+
+impl StreamReport {
+    /// For a person.
+    pub fn line(&self) -> String {
+        let Self { events, rows, lag_max_ms, held, reconciled, differing, unexplained_cents, crashes, stops, .. } = self;
+        let fates = self.fates.iter().filter(|(_, n)| **n > 0).map(|(fate, n)| format!("{n} {fate}"));
+        format!(
+            "stream    {events} events = {}, {rows} rows of windows, lag up to {} s, {held} looks found too much, {crashes} deaths, \
+             {stops} gave up; {reconciled} days reconciled, {differing} differ, unexplained {}.{:02}",
+            fates.collect::<Vec<_>>().join(" + "),
+            lag_max_ms.div_ceil(1_000),
+            unexplained_cents / 100,
+            unexplained_cents % 100
+        )
+    }
+}
+
 /// What a story came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -127,6 +175,9 @@ pub struct Report {
     pub faults: Vec<Struck>,
     /// Alerts that no fault explains, with their time.
     pub false_alerts: Vec<String>,
+    /// The stream, when there is one.
+    #[serde(default)]
+    pub stream: Option<StreamReport>,
 }
 
 impl Report {
@@ -150,6 +201,7 @@ impl Report {
                 self.false_alerts.len()
             ));
         }
+        out.extend(self.stream.iter().map(StreamReport::line));
         out.extend(self.slos.iter().map(|slo| format!("slo       {}", slo.line())));
         out
     }

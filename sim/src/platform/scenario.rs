@@ -35,6 +35,44 @@ pub enum Drawn {
     Catalogued,
 }
 
+/// The stream of a story: what the shop's visitors do, and how the job over it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default = "StreamSize::standard")]
+pub struct StreamSize {
+    /// Events of a day, with a cart and a purchase for each sale; where these alone are more, only they.
+    pub events_per_day: u64,
+    /// Workers of the job.
+    pub workers: u64,
+    /// Partitions of the topic of clicks.
+    pub partitions: i32,
+    /// Different pages.
+    pub pages: u64,
+    /// Thousandths of the events without a sale that are one visitor's.
+    pub hot: u64,
+    /// Seconds between two sendings of the shop, and between two commits of the job.
+    pub tick_s: u64,
+    /// Longest time in seconds that a row of a window waits for its write to the warehouse.
+    pub sink_every_s: u64,
+    /// Hours that the topic of clicks keeps its events. What explains a day's difference is looked for in what is kept.
+    pub retention_h: u64,
+}
+
+impl StreamSize {
+    /// A small stream, a tick of a minute.
+    pub fn standard() -> Self {
+        Self {
+            events_per_day: 4_000,
+            workers: 1,
+            partitions: 2,
+            pages: 4,
+            hot: 0,
+            tick_s: 60,
+            sink_every_s: 7_200,
+            retention_h: 60,
+        }
+    }
+}
+
 /// What must be true at the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,6 +117,9 @@ pub struct PlatformScenario {
     pub patience_h: u64,
     /// The shop.
     pub shop: ShopSize,
+    /// The stream; without it there is none.
+    #[serde(default)]
+    pub stream: Option<StreamSize>,
     /// The orchestrator; what is missing is as it ships.
     #[serde(default)]
     pub orchestrator: LoopConfig,
@@ -114,6 +155,18 @@ impl PlatformScenario {
         within("shop.customers", self.shop.customers, 10, 100_000)?;
         within("shop.products", self.shop.products, 1, 10_000)?;
         within("shop.growth_percent", self.shop.growth_percent, 0, 1_000)?;
+        if let Some(stream) = &self.stream {
+            within("stream.events_per_day", stream.events_per_day, 100, 2_000_000)?;
+            within("stream.workers", stream.workers, 1, 8)?;
+            within("stream.partitions", stream.partitions.unsigned_abs().into(), 1, 64)?;
+            within("stream.pages", stream.pages, 1, 1_000)?;
+            within("stream.hot", stream.hot, 0, 1_000)?;
+            // Beyond that the objective of two minutes could not be met by anything.
+            within("stream.tick_s", stream.tick_s, 1, 90)?;
+            within("stream.sink_every_s", stream.sink_every_s, 1, 6 * 86_400)?;
+            // A day is reconciled in the morning after it.
+            within("stream.retention_h", stream.retention_h, 36, 24 * 30)?;
+        }
         self.orchestrator.check().map_err(|e| e.to_string())?;
         for (n, fault) in self.fault.iter().enumerate() {
             within(&format!("fault {}: for_s", n + 1), fault.for_s, 1, 7 * 86_400)?;
@@ -122,8 +175,12 @@ impl PlatformScenario {
             if !(from..to).contains(&fault.from) {
                 return Err(format!("fault {}: found from {}, expected {from} to {to}", n + 1, fault.from));
             }
-            if (fault.offset_s != 0) != (fault.mode == Mode::ClockSkew) {
-                return Err(format!("fault {}: found offset_s {}, expected one for clock_skew alone", n + 1, fault.offset_s));
+            if (fault.offset_s != 0) != fault.mode.has_offset() {
+                let text = format!("found offset_s {}, expected one for clock_skew and producer_clock alone", fault.offset_s);
+                return Err(format!("fault {}: {text}", n + 1));
+            }
+            if fault.mode.entry().needs_stream && self.stream.is_none() {
+                return Err(format!("fault {}: found {} in a story without [stream]", n + 1, fault.mode.entry().name));
             }
         }
         if self.summary.chars().any(|c| c.is_ascii_digit()) {
@@ -140,7 +197,15 @@ impl PlatformScenario {
         toml::to_string(self).map_err(|e| e.to_string())
     }
 
-    /// When the world begins: an hour before the first run.
+    /// When the world begins: with a stream, an hour before the first event of the first day.
+    pub fn begins(&self) -> DateTime<Utc> {
+        match self.stream {
+            Some(_) => self.fecha.and_time(NaiveTime::MIN).and_utc() - chrono::TimeDelta::hours(1),
+            None => self.start(),
+        }
+    }
+
+    /// When the orchestrator begins: an hour before the first run.
     pub fn start(&self) -> DateTime<Utc> {
         self.scheduled(self.fecha) - chrono::TimeDelta::hours(1)
     }
@@ -173,6 +238,7 @@ impl PlatformScenario {
             Drawn::None => {}
             Drawn::Catalogued => all.extend(drawn(seed, self.fecha, self.days, |date| date.and_time(RUN_AT).and_utc())),
         }
+        all.retain(|f| self.stream.is_some() || !f.mode.entry().needs_stream);
         all.sort_by_key(|f| (f.from, f.mode));
         all
     }
@@ -203,5 +269,40 @@ impl PlatformScenario {
             out.push(Self { shop, ..self.clone() });
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::detection, *};
+
+    #[test]
+    fn a_stream_is_what_its_table_says_and_nothing_else() {
+        let text = detection::story(Mode::StreamSlow, 1).to_toml().expect("text");
+        let check = |from: &str, to: &str, expected: &str| {
+            assert!(text.contains(from), "{text}");
+            let said = PlatformScenario::parse(&text.replacen(from, to, 1)).expect_err(to);
+            assert!(said.contains(expected), "{said}");
+        };
+        check("tick_s = 60", "tick_s = 60\nticks = 1", "unknown field `ticks`");
+        check("tick_s = 60", "tick_s = 91", "stream.tick_s: found 91, expected 1 to 90");
+        check("workers = 1", "workers = 0", "stream.workers: found 0, expected 1 to 8");
+        check("offset_s = 0", "offset_s = 9", "expected one for clock_skew and producer_clock alone");
+        let story = PlatformScenario { stream: None, ..PlatformScenario::parse(&text).expect("a story") };
+        let said = PlatformScenario::parse(&story.to_toml().expect("text")).expect_err("no stream");
+        assert_eq!(said, "fault 1: found stream_slow in a story without [stream]");
+        assert_eq!(story.start() - story.begins(), chrono::TimeDelta::zero());
+    }
+
+    #[test]
+    fn a_story_without_a_stream_draws_no_faults_of_one() {
+        let story = PlatformScenario { drawn: Drawn::Catalogued, days: 365, ..detection::story(Mode::StreamSlow, 1) };
+        let of_stream = |story: &PlatformScenario| story.faults(1).iter().filter(|f| f.mode.entry().needs_stream).count();
+        assert!(of_stream(&story) > 5);
+        let without = PlatformScenario { stream: None, fault: Vec::new(), ..story.clone() };
+        assert_eq!(of_stream(&without), 0);
+        let batch =
+            |story: &PlatformScenario| story.faults(1).into_iter().filter(|f| !f.mode.entry().needs_stream).collect::<Vec<_>>();
+        assert_eq!(batch(&story), batch(&without), "a stream changes nothing of the batch's faults");
     }
 }

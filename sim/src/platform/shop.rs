@@ -1,7 +1,8 @@
 //! The workload: a shop that sells every day, whose customers come and change their segment, and whose products change
 //! their price. Everything is decided by the seed and a date, so no fault changes what is sold.
 //!
-//! Amounts are integer cents. What this leaves out: clicks, and rows that break the contract: those are faults.
+//! Amounts are integer cents. What this leaves out: clicks, which are in
+//! [`super::clicks`], and rows that break the contract: those are faults.
 
 use std::collections::BTreeMap;
 
@@ -66,6 +67,11 @@ pub struct Customer {
 /// The id of a customer.
 pub fn user_id(user: u64) -> String {
     format!("u-{user:06}")
+}
+
+/// The region of a customer.
+pub fn region_of(user: u64) -> &'static str {
+    REGIONS[user as usize % REGIONS.len()]
 }
 
 /// The id of a product.
@@ -170,7 +176,7 @@ impl Shop {
                 product,
                 monto_cents,
                 descuento_cents,
-                region: REGIONS[user as usize % REGIONS.len()],
+                region: region_of(user),
                 second: random.between(0, 86_399) as i64,
             }
         };

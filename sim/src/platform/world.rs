@@ -15,19 +15,21 @@ use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use simulacro_core::{
-    assets::{self, DailyBatch, Dimensions, LakeMaintenance},
+    assets::{self, DailyBatch, Dimensions, LakeMaintenance, MONITOR},
     avro::memory::MemoryRegistry,
     batch::{MART, STAGING, WAREHOUSE, strings},
     contract::Contract,
     dimensions::{from_tables::FromTables, paged::PageLimits, paged::PagedApi},
     history::{Event, HistorySink, RecordedStore, Recorder},
     models::shipped,
-    orchestrator::{Asset, Orchestrator, OrchestratorPorts, Plan, RetryPolicy, SourcePolicy, Work},
+    orchestrator::{Asset, Orchestrator, OrchestratorPorts, Plan, RetryPolicy, Schedule, SourcePolicy, Work},
     platform::{Config, PIPELINE, Platform},
-    ports::{DimensionApi, Env, Input, Lakehouse, PortError, Ports, Query, Run, RunLedger, Warehouse},
+    ports::{
+        DimensionApi, Env, Input, Lakehouse, PortError, Ports, Query, Run, RunLedger, RunState, Warehouse, event_log::EventLog,
+    },
     slo::{
         Objective, Sample,
-        samples::{of_checks, of_runs},
+        samples::{RECONCILED, of_checks, of_monitor, of_reconciled, of_runs},
     },
 };
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
@@ -40,10 +42,11 @@ use super::{
     judges::{self, Evidence},
     operator,
     oracle::{Figures, Mart},
-    report::{Report, Slo},
+    report::{Report, Slo, StreamReport},
     scenario::PlatformScenario,
     services::{ApiLink, Source, StoreLink},
     shop::Shop,
+    stream::{Assembly, Role, StreamStage},
 };
 use crate::{
     broker::SimBroker,
@@ -63,6 +66,9 @@ use crate::{
 const PRODUCTS_AT_H: u32 = 5;
 /// Sales that a hot key adds to a day: a hundred times what a customer buys of a product.
 const HOT_SALES: u64 = 100;
+/// When the monitor of the stream looks: every five minutes as shipped, but never at the moment at which another asset begins,
+/// since what threads do for that one has no order with what the monitor does meanwhile.
+const MONITOR_AT: &str = "2-57/5 * * * *";
 /// How often the end is looked for once the last day is due.
 const LOOK: Duration = Duration::from_secs(600);
 /// A process that ends with an error is started again after this.
@@ -74,12 +80,29 @@ const CUSTOMERS_MAX: u64 = 5_000_000;
 #[derive(Debug, Default)]
 struct Kept {
     inner: Mutex<(Vec<Event>, Sha256, u64)>,
+    /// Whether there is a stream, whose calls come by the minute.
+    streams: bool,
 }
 
 impl Kept {
     /// Calls that come every few seconds and tell nothing when they succeed.
-    fn is_quiet(event: &Event) -> bool {
-        event.component == "ledger" && matches!(event.call.as_str(), "renew_lease" | "runs_since") && event.outcome == "ok"
+    fn is_quiet(&self, event: &Event) -> bool {
+        let (component, call) = (event.component.as_str(), event.call.as_str());
+        if component == "orchestrator" {
+            return self.streams && event.refs["asset"] == MONITOR && matches!(event.outcome.as_str(), "ok" | "succeeded");
+        }
+        if event.outcome != "ok" {
+            return false;
+        }
+        match component {
+            "ledger" if matches!(call, "renew_lease" | "runs_since") => true,
+            "ledger" if self.streams => {
+                matches!(call, "facts" | "put_quality") || event.refs["pipeline"] == MONITOR || event.refs["name"] == MONITOR
+            }
+            "event_log" | "consumer" | "producer" | "schema_registry" => self.streams,
+            "notifier" => self.streams && call == "resolve",
+            _ => false,
+        }
     }
 
     /// How many calls are left out, and the hash over them.
@@ -96,7 +119,7 @@ impl Kept {
 impl HistorySink for Kept {
     fn append(&self, event: Event) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if Self::is_quiet(&event) {
+        if self.is_quiet(&event) {
             inner.1.update(format!("{} {} {}\n", event.time, event.ordinal, event.call));
             inner.2 += 1;
         } else {
@@ -126,6 +149,8 @@ struct World {
     ledger: SimLedger,
     pager: Arc<SimNotifier>,
     broker: Arc<SimBroker>,
+    registry: Arc<MemoryRegistry>,
+    stream: Option<Arc<StreamStage>>,
     history: Arc<Kept>,
     metrics: Arc<SimMetrics>,
 }
@@ -139,13 +164,22 @@ struct Process {
 impl World {
     /// A process of this name. Its clock suffers the skews if it is an orchestrator's.
     fn connect(&self, name: &str, skewed: bool) -> Result<Process, Failure> {
+        let log: Arc<dyn EventLog> = match &self.stream {
+            Some(stream) => stream.log(Role::Other),
+            None => Arc::new(self.broker.client(Settings::KAFKA)),
+        };
+        self.connect_by(name, skewed, &self.faults, log)
+    }
+
+    /// The same with the store's faults and the way to the broker that it is given.
+    fn connect_by(&self, name: &str, skewed: bool, faults: &Arc<Faults>, log: Arc<dyn EventLog>) -> Result<Process, Failure> {
         let entropy = Stream::root(self.seed).child("process").child(name);
         let skews = skewed.then(|| self.faults.clone());
         let env: Arc<dyn Env> = Arc::new(ProcessEnv::new(self.clock.clone(), skews, name.to_owned(), entropy));
         let recorder = Recorder::new(env.clone(), self.history.clone());
         let below = StoreLink {
             inner: DirectStore(self.store.clone()),
-            faults: self.faults.clone(),
+            faults: faults.clone(),
             clock: self.clock.clone(),
             signs_skewed: skewed,
         };
@@ -155,7 +189,7 @@ impl World {
         let lakehouse: Arc<dyn Lakehouse> = lakehouse;
         let objects = StoreLink {
             inner: PortStore::new(self.store.clone()),
-            faults: self.faults.clone(),
+            faults: faults.clone(),
             clock: self.clock.clone(),
             signs_skewed: skewed,
         };
@@ -182,8 +216,8 @@ impl World {
             tables,
             dimensions: Arc::new(dimensions),
             objects: Arc::new(objects),
-            log: Arc::new(self.broker.client(Settings::KAFKA)),
-            registry: Arc::new(MemoryRegistry::default()),
+            log,
+            registry: self.registry.clone(),
             lakehouse: Arc::new(OnHost { inner: lakehouse, store: self.store.clone() }),
             warehouse: Arc::new(OnHost { inner: warehouse, store: self.store.clone() }),
             ledger: Arc::new(self.ledger.connect(host)?),
@@ -206,11 +240,16 @@ impl World {
     /// The orchestrator of production on a process of this name.
     fn orchestrator(&self, name: &str) -> Result<Orchestrator, Failure> {
         let Process { platform, recorder } = self.connect(name, true)?;
-        let works: Vec<(Asset, Arc<dyn Work>)> = vec![
+        let mut works: Vec<(Asset, Arc<dyn Work>)> = vec![
             (assets::ecommerce_batch_daily()?, Arc::new(DailyBatch { platform: platform.clone() })),
             (assets::lake_maintenance()?, Arc::new(LakeMaintenance { platform: platform.clone() })),
             (assets::api_dimensiones()?, Arc::new(Dimensions { platform: platform.clone() })),
         ];
+        if let Some(stream) = &self.stream {
+            let monitor = stream.monitor(platform.ports.env.clone(), platform.ports.log.clone());
+            let asset = Asset { schedule: Schedule::parse(MONITOR_AT)?, ..assets::ecommerce_streaming_monitor()? };
+            works.push((asset, Arc::new(monitor)));
+        }
         let plan = Plan::new(self.story.orchestrator.clone(), works, &self.story.assets)?;
         let ports = OrchestratorPorts {
             env: platform.ports.env.clone(),
@@ -224,6 +263,8 @@ impl World {
 
     /// Runs orchestrators one after the other until it is asked to stop: a deploy kills one, an error ends one.
     async fn orchestrate(&self, stop: watch::Receiver<bool>) -> Result<(), Failure> {
+        // A stream begins with the first day, the orchestrator before its run.
+        self.clock.sleep_until(self.story.start()).await;
         for n in 1_u32.. {
             let process = self.orchestrator(&format!("orquestador-{n}"))?;
             let deploy = self.faults.next_deploy(self.clock.now());
@@ -296,12 +337,28 @@ impl World {
             let is_calm = self.pager.open.lock().is_ok_and(|open| open.iter().all(|key| key.starts_with("schedule_missed")));
             let runs = self.ledger.runs(PIPELINE).await?;
             let published = judges::first_published(&runs).len() as u64;
-            let is_done = missing.is_empty() && is_calm && published == self.story.days && self.faults.are_over();
+            let is_reconciled = self.stream.as_ref().is_none_or(|stream| stream.is_reconciled());
+            let is_done =
+                missing.is_empty() && is_calm && published == self.story.days && self.faults.are_over() && is_reconciled;
             if is_done || now >= patience {
-                return Ok(());
+                return match &self.stream {
+                    Some(stream) => stream.close().await,
+                    None => Ok(()),
+                };
             }
             self.clock.sleep(LOOK).await;
         }
+    }
+}
+
+impl Assembly for World {
+    fn platform(&self, name: &str, log: Arc<dyn EventLog>) -> Result<Arc<Platform>, Failure> {
+        // Nothing strikes the store here; see the stream's own page.
+        let faults = Arc::new(Faults::new(self.clock.clone(), Vec::new()));
+        Ok(self.connect_by(name, false, &faults, log)?.platform)
+    }
+    fn note(&self, component: &str, call: &str, refs: serde_json::Value) {
+        Self::note(self, component, call, refs);
     }
 }
 
@@ -387,6 +444,8 @@ async fn samples(ledger: &dyn RunLedger, story: &PlatformScenario, now: DateTime
     for fecha in runs.iter().map(|run| run.fecha).collect::<BTreeSet<_>>() {
         out.extend(of_checks(fecha, story.sla, &ledger.quality(fecha).await?));
     }
+    out.extend(of_reconciled(&ledger.facts(RECONCILED).await?, story.sla));
+    out.extend(of_monitor(&ledger.runs(MONITOR).await?));
     Ok(out)
 }
 
@@ -413,27 +472,40 @@ fn hot_days(story: &PlatformScenario, seed: u64) -> BTreeMap<NaiveDate, u64> {
 /// When the world itself breaks; what the platform does wrong is in the judgement.
 pub fn run(story: &PlatformScenario, seed: u64, plant: bool) -> Result<(Judgement, Vec<Event>), Failure> {
     interpose::set_seed(seed);
-    interpose::start_virtual(nanos(story.start()));
+    interpose::start_virtual(nanos(story.begins()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
     LocalSet::new().block_on(&runtime, live(story.clone(), seed, plant))
 }
 
 async fn live(story: PlatformScenario, seed: u64, plant: bool) -> Result<(Judgement, Vec<Event>), Failure> {
-    let clock = Arc::new(Clock::new(story.start()));
+    let clock = Arc::new(Clock::new(story.begins()));
     let faults = Arc::new(Faults::new(clock.clone(), story.faults(seed)));
     let env: Arc<dyn Env> =
         Arc::new(ProcessEnv::new(clock.clone(), None, "services".into(), Stream::root(seed).child("services")));
     let host = Arc::new(Host::new("services", None));
     let pager = SimNotifier { env: env.clone(), raised: Mutex::default(), open: Mutex::default(), host: host.clone() };
+    let shop = Arc::new(Shop::new(story.shop.clone(), story.fecha, seed, hot_days(&story, seed)));
+    let limits = if story.stream.is_some() { StreamStage::limits() } else { Limits::KAFKA };
+    let broker = SimBroker::new(env, limits, Duration::from_millis(1));
+    let registry = Arc::new(MemoryRegistry::default());
+    let stream = match &story.stream {
+        None => None,
+        Some(size) => {
+            let within = (clock.clone(), faults.clone(), shop.clone());
+            Some(Arc::new(StreamStage::open(&story, size, seed, within, broker.clone(), &registry).await?))
+        }
+    };
     let world = World {
-        shop: Arc::new(Shop::new(story.shop.clone(), story.fecha, seed, hot_days(&story, seed))),
+        shop,
         contract: Arc::new(Contract::parse("contracts/odcs/cdnow/ventas.yaml", CONTRACT)?),
         store: ObjectService::new(host.clone(), Vec::new()),
         api: Arc::new(Mutex::new(Service::new(None))),
         ledger: SimLedger::new(host),
         pager: Arc::new(pager),
-        broker: SimBroker::new(env, Limits::KAFKA, Duration::from_millis(1)),
-        history: Arc::default(),
+        history: Arc::new(Kept { streams: stream.is_some(), ..Kept::default() }),
+        broker,
+        registry,
+        stream,
         metrics: Arc::default(),
         clock,
         faults,
@@ -452,10 +524,17 @@ async fn live(story: PlatformScenario, seed: u64, plant: bool) -> Result<(Judgem
         let operating = operator::work(&world.clock, &world.story, &by_hand.platform, &world.faults, &world.pager, &backfilled);
         // Always in this order: a join that takes turns would depend on how often it is woken, and threads decide that.
         let living = futures::future::try_join(world.orchestrate(stop), async { Ok::<(), Failure>(ended.await?) });
+        let streaming = async {
+            match &world.stream {
+                Some(stream) => stream.live(&world).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = world.products() => {}
             () = operating => {}
+            streamed = streaming => streamed?,
             lived = living => drop(lived?),
         }
     }
@@ -478,7 +557,7 @@ async fn judgement(
     let Ending { mart, warehouse, hashes } = look(platform).await.map_err(|e| e.chain())?;
     let runs = ledger.runs(PIPELINE).await?;
     let mut others: Vec<Run> = Vec::new();
-    for asset in [assets::DIMENSIONS, assets::MAINTENANCE] {
+    for asset in [assets::DIMENSIONS, assets::MAINTENANCE, MONITOR] {
         others.extend(ledger.runs(asset).await?);
     }
     let raised = world.pager.raised.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -487,15 +566,24 @@ async fn judgement(
     let published = judges::first_published(&runs);
     let late: Vec<NaiveDate> = story.fechas().filter(|f| published.get(f).is_none_or(|at| *at > story.due(*f))).collect();
     backfilled.sort_unstable();
+    let stream = match &world.stream {
+        Some(stage) => Some(stage.outcome(platform).await?),
+        None => None,
+    };
+    let mut hashes = hashes;
+    if let Some(stream) = &stream {
+        hashes.insert("realtime by region".into(), hex(&Sha256::digest(format!("{:?}", stream.warehouse))));
+    }
     let report = Report {
         days: story.days,
-        virtual_millidays: u64::try_from((end - story.start()).num_seconds()).unwrap_or(0) * 1_000 / 86_400,
+        virtual_millidays: u64::try_from((end - story.begins()).num_seconds()).unwrap_or(0) * 1_000 / 86_400,
         in_time: story.days - late.len() as u64,
         late,
         backfilled,
         slos,
         faults: judges::struck(story, &faults, &raised, &runs, &others),
         false_alerts: judges::unexplained(&raised, &faults),
+        stream: stream.as_ref().map(|stream| stream_report(stream, &others)),
     };
     let evidence = Evidence {
         story,
@@ -508,6 +596,7 @@ async fn judgement(
         open: &open,
         faults: &faults,
         report: &report,
+        stream: stream.as_ref(),
     };
     let broken = judges::judge(&evidence);
     let mut problems = Vec::new();
@@ -550,6 +639,24 @@ async fn judgement(
         without: None,
     };
     Ok((judgement, world.history.take()))
+}
+
+fn stream_report(stream: &super::stream::Outcome, others: &[Run]) -> StreamReport {
+    let looks = || others.iter().filter(|run| run.pipeline == MONITOR);
+    let reconciled = || stream.reconciled.values();
+    StreamReport {
+        events: stream.sent,
+        fates: stream.counted.clone(),
+        by_timing: stream.by_timing,
+        rows: stream.rows,
+        lag_max_ms: looks().filter_map(|run| run.report["lag_ms"].as_u64()).max().unwrap_or(0),
+        held: looks().filter(|run| run.state == RunState::Held).count() as u64,
+        reconciled: reconciled().count() as u64,
+        differing: reconciled().filter(|r| r.day.total.batch != r.day.total.stream).count() as u64,
+        unexplained_cents: reconciled().map(|r| r.unexplained()).sum(),
+        crashes: stream.crashes,
+        stops: stream.stops,
+    }
 }
 
 /// Whether each named fault has struck often enough, and of the drawn ones each mode.

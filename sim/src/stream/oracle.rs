@@ -234,6 +234,60 @@ pub fn expect(
     out
 }
 
+/// The same rules over events as they are appended, one moment after the other, for stories that are too long to be kept: it
+/// remembers what duplicates need and no more. Where the topic of clicks leaves a choice it says so, and takes the event as
+/// counted.
+#[derive(Debug)]
+pub struct Running {
+    partitions: BTreeMap<i32, Partition>,
+    rules: Rules,
+    began_ms: i64,
+}
+
+impl Running {
+    /// Over so many partitions of a topic that was made at `began_ms`.
+    pub fn new(partitions: i32, rules: Rules, began_ms: i64) -> Self {
+        Self { partitions: (0..partitions).map(|p| (p, Partition::default())).collect(), rules, began_ms }
+    }
+
+    /// The ends of events that are appended at one moment, in order, and whether timing decides each.
+    pub fn moment(&mut self, appended_ms: i64, events: &[(i32, Event)]) -> Vec<(End, bool)> {
+        let Self { partitions, rules, began_ms } = self;
+        let mut told: BTreeMap<i32, Option<i64>> = partitions.iter().map(|(p, known)| (*p, known.most)).collect();
+        for (partition, event) in events {
+            if broken(event, appended_ms, rules).is_none()
+                && let Some(most) = told.get_mut(partition)
+            {
+                *most = (*most).max(Some(event.timestamp_ms - rules.bound_ms));
+            }
+        }
+        let mut ends = Vec::with_capacity(events.len());
+        for (partition, event) in events {
+            let Some(known) = partitions.get_mut(partition) else { continue };
+            if appended_ms - known.appended_ms.unwrap_or(*began_ms) >= rules.silence_ms {
+                let others = told.iter().filter(|(p, _)| *p != partition).filter_map(|(_, most)| *most).max();
+                known.most = known.most.max(others);
+            }
+            known.appended_ms = Some(appended_ms);
+            let cents = event.cents;
+            ends.push(match broken(event, appended_ms, rules) {
+                Some((fate, words)) => (End { fate, reason: Reason::Words(words), cents }, false),
+                None => {
+                    let (fate, by_timing) = judge(known, event, rules, false);
+                    let reason = if fate == Fate::Late { Reason::Words("timestamp.late") } else { Reason::None };
+                    (End { fate, reason, cents }, by_timing)
+                }
+            });
+        }
+        for known in partitions.values_mut() {
+            // What nobody can take for a duplicate any more.
+            let (least, horizon_ms) = (known.least, rules.horizon_ms);
+            known.seen.retain(|event, _| !reached(least, minute(event.timestamp_ms) + MINUTE + horizon_ms));
+        }
+        ends
+    }
+}
+
 /// The smallest watermark of all partitions, the most that it can be at a time: a silent one may have followed the others.
 fn promise(partitions: &BTreeMap<i32, Partition>, now_ms: i64, began_ms: i64, rules: &Rules) -> Option<i64> {
     let most = partitions.values().filter_map(|known| known.most).max();
@@ -364,6 +418,41 @@ mod tests {
         let (published, late) = (Fate::Published, Fate::Late);
         assert_eq!(fates, [published, Fate::Deduplicated, late, late, Fate::DeadLettered, published]);
         assert_eq!(by_timing, 1, "the second partition was silent from the beginning");
+    }
+
+    #[test]
+    fn what_is_judged_as_it_comes_ends_as_what_is_judged_at_the_end() {
+        let rules = Rules::of(&StreamConfig::specification(), false);
+        let mut random = crate::rng::Stream::root(5);
+        let (mut topic, mut meanings) = (BTreeMap::from([(0, Vec::new()), (1, Vec::new())]), Meanings::new());
+        let mut running = Running::new(2, rules.clone(), 0);
+        let mut found = BTreeMap::new();
+        for n in 1_i64..400 {
+            let appended_ms = n * 20_000;
+            let one = |random: &mut crate::rng::Stream| {
+                let behind = if random.chance((1, 8)) { 900_000 } else { 60_000 };
+                let mut event = click(&format!("u{}", random.between(0, 3)), appended_ms - random.between(0, behind) as i64);
+                event.timestamp_ms += if random.chance((1, 20)) { 400_000 } else { 0 };
+                event.timestamp_ms = event.timestamp_ms.max(0) / 5_000 * 5_000;
+                (random.between(0, 1) as i32, event)
+            };
+            let events: Vec<(i32, Event)> = (0..3).map(|_| one(&mut random)).collect();
+            let ends = running.moment(appended_ms, &events);
+            for ((partition, event), end) in events.into_iter().zip(ends) {
+                let value = Some(Bytes::from(super::super::wire::encode(1, &event)));
+                meanings.insert(value.clone(), Meaning::Event(event));
+                let records: &mut Vec<Delivered> = topic.get_mut(&partition).expect("a partition");
+                let offset = records.len() as i64;
+                records.push(Delivered { offset, appended_ms, key: None, value });
+                found.insert((partition, offset), end);
+            }
+        }
+        let expected = expect(&topic, &meanings, &rules, &BTreeSet::new(), 0, &[]);
+        assert_eq!(found.iter().map(|(at, (end, _))| (*at, *end)).collect::<BTreeMap<_, _>>(), expected.ends);
+        assert_eq!(found.values().filter(|(_, by_timing)| *by_timing).count() as u64, expected.by_timing);
+        for fate in [Fate::Published, Fate::Deduplicated, Fate::Late, Fate::DeadLettered] {
+            assert!(expected.of(fate).0 > 0, "{fate} never came");
+        }
     }
 
     #[test]

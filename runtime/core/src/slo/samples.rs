@@ -46,6 +46,25 @@ pub fn of_runs(runs: &[Run], due: NaiveTime, now: DateTime<Utc>) -> Vec<Sample> 
     }
 }
 
+/// One sample of `stream_lag_seconds` for each look of the stream's monitor that has ended, at the time at which it was due.
+///
+/// A look that was held found a lag above the monitor's limit, and one that failed found nothing out: both are missing.
+/// Looks that were skipped, because nobody was there to look or somebody paused them, are no samples.
+pub fn of_monitor(runs: &[Run]) -> Vec<Sample> {
+    let sample = |run: &Run| {
+        let value = match run.state {
+            RunState::Succeeded => run.report["lag_ms"]
+                .as_u64()
+                .map_or(Measured::Missing, |ms| Measured::Value(Fraction { numerator: ms, denominator: 1_000 })),
+            RunState::Held => Measured::Missing,
+            RunState::Failed if run.report["final"] == true => Measured::Missing,
+            RunState::Failed | RunState::Running | RunState::Skipped => return None,
+        };
+        Some(Sample { name: "stream_lag_seconds".into(), at: run.scheduled_at.unwrap_or(run.started_at), value })
+    };
+    runs.iter().filter_map(sample).collect()
+}
+
 /// One sample of `checks_passed` for a day whose checks are these; none without a check.
 pub fn of_checks(fecha: NaiveDate, due: NaiveTime, results: &[QualityResult]) -> Option<Sample> {
     // A check that was run again counts as it ended last.
@@ -161,6 +180,21 @@ mod tests {
         let value = |batch, stream| of_reconciled(&[fact(batch, stream)], due)[0].value;
         assert_eq!(value(1_000, 971), Measured::Value(Fraction { numerator: 29, denominator: 1_000 }));
         assert_eq!((value(0, 0), value(0, 5)), (Measured::Value(Fraction::whole(0)), Measured::Missing));
+    }
+
+    #[test]
+    fn a_look_of_the_monitor_is_a_sample_of_the_lag_unless_nobody_looked() {
+        let look = |state, report: serde_json::Value| {
+            let run = run(1, "2024-03-01T12:00:00Z", state, 0);
+            of_monitor(&[Run { report, ..run }]).first().map(|sample| sample.value)
+        };
+        let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+        let lag = Measured::Value(Fraction { numerator: 61_500, denominator: 1_000 });
+        assert_eq!(look(RunState::Succeeded, json(r#"{"lag_ms":61500}"#)), Some(lag));
+        assert_eq!(look(RunState::Held, json(r#"{"final":true}"#)), Some(Measured::Missing));
+        assert_eq!(look(RunState::Failed, json(r#"{"final":true}"#)), Some(Measured::Missing));
+        assert_eq!(look(RunState::Failed, json(r#"{"final":false}"#)), None);
+        assert_eq!(look(RunState::Skipped, json("{}")), None);
     }
 
     #[test]

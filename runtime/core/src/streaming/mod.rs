@@ -40,6 +40,7 @@ pub mod merge_task;
 pub mod metricas;
 pub mod pane;
 pub mod reconcile;
+pub mod reconciliation;
 pub mod reset;
 pub mod sink;
 pub mod status;
