@@ -24,11 +24,11 @@ use object_store::{
 use simulacro_adapters::{CsvSource, PrometheusMetrics, Services, SqliteLedger, connect, embedded_events};
 use simulacro_core::{
     batch::{DayError, DayReport, MART, STAGING, canonical_hash},
-    contract::Contract,
+    contract::{Contract, check::QualityResult},
     models::shipped,
-    orchestrator::{RetryPolicy, SourcePolicy},
+    orchestrator::{RetryPolicy, SourcePolicy, breaker::SOURCE, source_checks},
     platform::{Config, DayOutcome, Platform},
-    ports::{DayWrite, Disposition, Input, Lakehouse, Query, RunState},
+    ports::{DayWrite, Disposition, Input, Lakehouse, Ports, Query, RunState},
 };
 use simulacro_lakehouse::DeltaLakehouse;
 
@@ -260,6 +260,28 @@ async fn a_day_held_by_its_models_leaves_the_version_before_in_every_table() {
     // Once it is put right, it is published like any other.
     shop.run(&shop.good, SECOND).await.expect("the day is published");
     assert_eq!(shop.seen(&tables).await, both);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_checks_before_processing_are_made_again_for_a_day_that_is_put_right_by_hand() {
+    let shop = Shop::new();
+    let platform = shop.process(&shop.good, i64::MAX, false).await;
+    let Ports { env, ledger, tables, .. } = &platform.ports;
+    let fecha = day(FIRST);
+    let run = || async { platform.run_day(fecha, env.now()).await.expect("the ledger works").result.expect("published") };
+    let of_source = || async {
+        let all = ledger.quality(fecha).await.expect("the ledger answers");
+        all.into_iter().filter(|r| r.layer == SOURCE).collect::<Vec<_>>()
+    };
+    run().await;
+    assert_eq!(of_source().await, [], "nothing had failed");
+    let found = source_checks(&**tables, &platform.contract, fecha, || env.now()).await;
+    let failed: Vec<_> = found.iter().map(|r| QualityResult { passed: false, ..r.clone() }).collect();
+    ledger.put_quality(&failed).await.expect("kept");
+    run().await;
+    let outcomes = |all: &[QualityResult]| all.iter().map(|r| (r.check.clone(), r.passed)).collect::<BTreeMap<_, _>>();
+    let kept = of_source().await;
+    assert_eq!((kept.len(), outcomes(&kept)), (6, outcomes(&found)), "the newest of each check is what is so now");
 }
 
 /// Every third death takes a moment; a certification takes each.

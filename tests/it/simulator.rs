@@ -97,6 +97,16 @@ fn a_clock_that_is_planted_into_a_stream_is_found() {
     assert!(String::from_utf8_lossy(&run.stdout).contains("planted"));
 }
 
+/// Its week ends with a rewrite of several partitions, which delta-rs would go through in an order of its own.
+#[test]
+fn the_same_seed_gives_the_same_history_of_a_whole_platform_in_separate_processes() {
+    let scenario = root().join("scenarios/platform/sunday_rewrite.toml");
+    let run = output("simulacro-sim", &["canary", scenario.to_str().expect("a path"), "--pairs", "3"]);
+    let said = String::from_utf8_lossy(&run.stdout).into_owned() + &said(&run);
+    assert_eq!(run.status.code(), Some(0), "{said}");
+    assert!(said.contains("3 pairs, 0 different"), "{said}");
+}
+
 /// The story of the negative scenario is one that the job survives when nothing is switched off.
 #[test]
 fn a_stream_without_fencing_is_caught_and_with_it_holds() {

@@ -39,6 +39,10 @@ const OWNER: &str = "data-platform";
 /// Waits of six minutes between trials of a breaker.
 const BREAKER: BreakerPolicy = BreakerPolicy { open_s: 360, trials: 5 };
 
+/// How long a source may be away before somebody is told, in seconds. With what the news itself takes it is within the
+/// minute in which an absence is to be detected, and it is longer than a database needs to start again.
+const ALERT_AFTER_S: u64 = 45;
+
 /// `ecommerce_batch_daily`: at 03:00 UTC for the day before, done by 06:00, three retries from five minutes on.
 ///
 /// # Errors
@@ -51,7 +55,7 @@ pub fn ecommerce_batch_daily() -> Result<Asset, PlanError> {
         schedule: Schedule::parse("0 3 * * *")?,
         lag_days: 1,
         source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 9_000 },
-        alert_after_s: 900,
+        alert_after_s: ALERT_AFTER_S,
         timeout_s: 3_600,
         retry: RetryPolicy { retries: 3, backoff_s: 300, deadline_s: 9_000 },
         breaker: BREAKER,
@@ -72,7 +76,7 @@ pub fn api_dimensiones() -> Result<Asset, PlanError> {
         schedule: Schedule::parse("0 */6 * * *")?,
         lag_days: 0,
         source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 7_200 },
-        alert_after_s: 900,
+        alert_after_s: ALERT_AFTER_S,
         timeout_s: 1_800,
         retry: RetryPolicy { retries: 3, backoff_s: 300, deadline_s: 9_000 },
         breaker: BREAKER,

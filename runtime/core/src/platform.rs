@@ -12,7 +12,7 @@ use crate::{
     dimensions::{self, FetchPolicy, Refreshed},
     history::recorded,
     models::{self, Project, SelectError},
-    orchestrator::{Attempt, RetryPolicy, SourcePolicy, Telling, verify_sources},
+    orchestrator::{Attempt, RetryPolicy, SourcePolicy, Telling, breaker::SOURCE, source_checks, verify_sources},
     ports::{Alert, BUSY, Disposition, Notifier, PortError, Ports, Run, RunState},
     streaming::{
         codec::{AvroClicks, AvroMetrics},
@@ -319,6 +319,25 @@ impl Platform {
         }
     }
 
+    /// Makes the checks before processing again for a day that was published by hand although they had failed, so that the
+    /// newest outcomes are those of the repaired day. It is published whether or not they can be kept.
+    async fn check_again(&self, fecha: NaiveDate) {
+        let Ports { ledger, tables, env, .. } = &self.ports;
+        let again = async {
+            let kept = ledger.quality(fecha).await?;
+            let of_source = kept.iter().filter(|r| r.layer == SOURCE && r.asset == self.contract.table);
+            let newest: BTreeMap<&str, bool> = of_source.map(|r| (r.check.as_str(), r.passed)).collect();
+            if newest.values().all(|passed| *passed) {
+                return Ok(());
+            }
+            ledger.put_quality(&source_checks(&**tables, &self.contract, fecha, || env.now()).await).await
+        };
+        let done: Result<(), PortError> = again.await;
+        if let Err(e) = done {
+            warn!(%fecha, error = %e.chain(), "checks before processing not made again");
+        }
+    }
+
     /// One try of a day: one run in the ledger.
     async fn try_day(
         &self,
@@ -354,6 +373,9 @@ impl Platform {
         self.end(&run).await.map_err(at)?;
         self.keep(&run, &tasks).await;
         self.measure(&run, &result);
+        if result.is_ok() {
+            self.check_again(fecha).await;
+        }
         match &result {
             Ok(report) => {
                 let (rows, cents) = (report.expected, report.revenue_cents);

@@ -29,6 +29,9 @@ use crate::{CHECKPOINT_EVERY, DeltaLakehouse, commit::plain, read_failed};
 /// Under which key the log keeps what a rewrite was asked for.
 const LAYOUT: &str = "simulacro.layout";
 
+/// Under which key it keeps the partitions that were still to be rewritten after it.
+const LEFT: &str = "simulacro.left";
+
 /// How many of the newest entries of the log are searched for the last rewrite.
 const REWRITES_SEARCHED: usize = 1000;
 
@@ -67,58 +70,67 @@ impl DeltaLakehouse {
             PortError::permanent(format!("{what}: found a file size of {target_bytes}, expected 1 to 2^63 - 1"))
         })?;
         let layout = serde_json::json!({ "z_order": z_order, "target_bytes": target_bytes });
-        let unchanged = Rewritten { files_added: 0, files_removed: 0, version: before };
         let present = by_partition(&what, &opened, &partitions).await?;
         let done = match self.last_rewrite(table, &layout).await? {
             None => BTreeMap::new(),
-            Some(version) => match self.builder(table)?.with_version(version).load().await {
-                Ok(then) => by_partition(&what, &then, &partitions).await?,
+            Some((version, left)) => match self.builder(table)?.with_version(version).load().await {
+                Ok(then) => {
+                    let mut done = by_partition(&what, &then, &partitions).await?;
+                    done.retain(|part, _| !left.contains(part));
+                    done
+                }
                 // Its log is gone; all partitions are looked at again.
                 Err(_) => BTreeMap::new(),
             },
         };
-        let stale: Vec<&Values> =
-            present.iter().filter(|(part, files)| done.get(*part) != Some(files)).map(|(part, _)| part).collect();
-        if stale.is_empty() {
-            return Ok(unchanged);
+        // One file alone has nothing to be compacted with.
+        let least = if z_order.is_empty() { 2 } else { 1 };
+        let is_stale = |(part, files): &(&Values, &BTreeSet<String>)| files.len() >= least && done.get(*part) != Some(*files);
+        let stale: BTreeSet<&Values> = present.iter().filter(is_stale).map(|(part, _)| part).collect();
+        let mut rewritten = Rewritten { files_added: 0, files_removed: 0, version: before };
+        let mut current = opened;
+        for (filters, left) in steps(&partitions, &stale) {
+            let type_ = if z_order.is_empty() { OptimizeType::Compact } else { OptimizeType::ZOrder(z_order.clone()) };
+            let asked = [(LAYOUT.to_owned(), layout.clone()), (LEFT.to_owned(), serde_json::json!(left))];
+            let result = current
+                .optimize()
+                .with_type(type_)
+                .with_filters(&filters)
+                .with_target_size(target)
+                .with_max_concurrent_tasks(1)
+                .with_writer_properties(WriterProperties::builder().set_compression(Compression::SNAPPY).build())
+                .with_session_state(Arc::new(self.session()?.state()))
+                .with_commit_properties(plain().with_metadata(asked))
+                .await;
+            // Whether or not it was committed, the rows are the same, and the log says what is left to do.
+            let (written, metrics) = result.map_err(|e| PortError::retryable(what.clone()).because(e))?;
+            self.remember(table, &written);
+            rewritten.files_added += metrics.num_files_added;
+            rewritten.files_removed += metrics.num_files_removed;
+            rewritten.version = written.version().unwrap_or(before);
+            current = written;
         }
-        let filters = filters(&partitions, &stale, present.len());
-        let type_ = if z_order.is_empty() { OptimizeType::Compact } else { OptimizeType::ZOrder(z_order.clone()) };
-        let properties = plain().with_metadata([(LAYOUT.to_owned(), layout)]);
-        let result = opened
-            .optimize()
-            .with_type(type_)
-            .with_filters(&filters)
-            .with_target_size(target)
-            .with_max_concurrent_tasks(1)
-            .with_writer_properties(WriterProperties::builder().set_compression(Compression::SNAPPY).build())
-            .with_session_state(Arc::new(self.session()?.state()))
-            .with_commit_properties(properties)
-            .await;
-        match result {
-            Ok((written, metrics)) => {
-                self.remember(table, &written);
-                let version = written.version().unwrap_or(before);
-                Ok(Rewritten { files_added: metrics.num_files_added, files_removed: metrics.num_files_removed, version })
-            }
-            // Whether or not it was committed, the rows are the same.
-            Err(e) => Err(PortError::retryable(what).because(e)),
-        }
+        Ok(rewritten)
     }
 
-    /// The newest version that a rewrite with this layout made.
-    async fn last_rewrite(&self, table: &str, layout: &Value) -> Result<Option<u64>> {
+    /// The newest version that a rewrite with this layout made, and the partitions that it left to later ones.
+    async fn last_rewrite(&self, table: &str, layout: &Value) -> Result<Option<(u64, BTreeSet<Values>)>> {
         for version in self.logged(table).await?.into_iter().rev().take(REWRITES_SEARCHED) {
             let path = Path::from(format!("{table}/_delta_log/{version:020}.json"));
             let read = async { self.store.get(&path).await?.bytes().await };
             let bytes = read.await.map_err(|e| read_failed(format!("read the log of {table} at version {version}"), e))?;
-            let asked = std::str::from_utf8(&bytes).unwrap_or("").lines().find_map(|line| {
+            let told = std::str::from_utf8(&bytes).unwrap_or("").lines().find_map(|line| {
                 let action: Value = serde_json::from_str(line).ok()?;
-                action.get("commitInfo")?.get(LAYOUT).cloned()
+                action.get("commitInfo").cloned()
             });
-            if asked.as_ref() == Some(layout) {
-                return Ok(Some(version));
-            }
+            let Some(told) = told.filter(|told| told.get(LAYOUT) == Some(layout)) else { continue };
+            // Without a word on it, nothing was left.
+            let left = told.get(LEFT).cloned().map_or(Ok(BTreeSet::new()), serde_json::from_value);
+            let left = left.map_err(|e| {
+                let expected = format!("expected lists of values under {LEFT}");
+                PortError::permanent(format!("read the log of {table} at version {version}: {expected}")).because(e)
+            })?;
+            return Ok(Some((version, left)));
         }
         Ok(None)
     }
@@ -228,12 +240,55 @@ async fn by_partition(what: &str, opened: &DeltaTable, partitions: &[String]) ->
     Ok(files)
 }
 
-/// A filter that selects the stale partitions of a table with one partition column; without one, all are rewritten.
-fn filters<'a>(partitions: &'a [String], stale: &[&'a Values], all: usize) -> Vec<FilterLiteral<'a>> {
-    let [column] = partitions else { return Vec::new() };
-    let values: Option<Vec<&str>> = stale.iter().map(|values| values.first()?.as_deref()).collect();
-    match values {
-        Some(values) if values.len() < all => vec![(column.as_str(), FilterOp::In, FilterValue::Set(values))],
-        Some(_) | None => Vec::new(),
+/// Steps of a rewrite: the filters of each, which must all hold, and the partitions that are left after it.
+///
+/// One step for each partition, in order of its values, because delta-rs goes through those of one step in the order of
+/// a hash. A table without partitions is one step. A null cannot be selected; where there is one, everything is one step.
+fn steps<'a>(partitions: &'a [String], stale: &BTreeSet<&'a Values>) -> Vec<(Vec<FilterLiteral<'a>>, Vec<&'a Values>)> {
+    let of_one = |values: &'a Values| -> Option<Vec<FilterLiteral<'a>>> {
+        let pairs = partitions.iter().zip(values);
+        pairs.map(|(column, value)| Some((column.as_str(), FilterOp::Eq, FilterValue::Scalar(value.as_deref()?)))).collect()
+    };
+    let Some(each) = stale.iter().map(|values| of_one(values)).collect::<Option<Vec<_>>>() else {
+        return vec![(Vec::new(), Vec::new())];
+    };
+    let left = |n: usize| stale.iter().skip(n + 1).copied().collect();
+    each.into_iter().enumerate().map(|(n, filters)| (filters, left(n))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn columns(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn partitions_are_rewritten_one_by_one_in_order_and_each_step_says_what_is_left() {
+        let partitions = columns(&["fecha", "region"]);
+        let of = |fecha: &str, region: &str| vec![Some(fecha.to_owned()), Some(region.to_owned())];
+        let all = [of("2024-03-02", "MX"), of("2024-03-01", "MX"), of("2024-03-01", "AR")];
+        let steps = steps(&partitions, &all.iter().collect());
+        let eq = |column, value| (column, FilterOp::Eq, FilterValue::Scalar(value));
+        assert_eq!(
+            steps,
+            [
+                (vec![eq("fecha", "2024-03-01"), eq("region", "AR")], vec![&all[1], &all[0]]),
+                (vec![eq("fecha", "2024-03-01"), eq("region", "MX")], vec![&all[0]]),
+                (vec![eq("fecha", "2024-03-02"), eq("region", "MX")], vec![]),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_table_without_partitions_or_with_a_null_is_one_step_and_nothing_stale_is_none() {
+        let whole = Values::new();
+        assert_eq!(steps(&[], &BTreeSet::from([&whole])), [(vec![], vec![])]);
+        assert_eq!(steps(&[], &BTreeSet::new()), []);
+        let partitions = columns(&["fecha"]);
+        let (some, none) = (vec![Some("2024-03-01".to_owned())], vec![None]);
+        assert_eq!(steps(&partitions, &BTreeSet::from([&some, &none])), [(vec![], vec![])]);
+        assert_eq!(steps(&partitions, &BTreeSet::new()), []);
     }
 }

@@ -459,11 +459,11 @@ async fn rewriting_files_changes_no_row(lake: &dyn Lakehouse) {
     let before = rows(lake, table, "*", "fecha, k").await;
     let joined = Optimize { table: table.into(), z_order: vec![], target_bytes: 100 << 20 };
     let done = lake.optimize(joined.clone()).await.expect("files are joined");
-    assert_eq!((done.files_added, done.files_removed, done.version), (3, 6, 6));
+    assert_eq!((done.files_added, done.files_removed), (3, 6));
     assert_eq!(rows(lake, table, "*", "fecha, k").await, before);
     // Again there is nothing to do.
     let again = lake.optimize(joined.clone()).await.expect("nothing to do");
-    assert_eq!((again.files_added, again.files_removed, again.version), (0, 0, 6));
+    assert_eq!((again.files_added, again.files_removed, again.version), (0, 0, done.version));
     let ordered = Optimize { z_order: vec!["region".into()], ..joined.clone() };
     let done = lake.optimize(ordered.clone()).await.expect("files are ordered");
     assert_eq!((done.files_added, done.files_removed), (3, 3));
@@ -489,14 +489,17 @@ async fn vacuum_keeps_what_the_retention_needs(lake: &dyn Lakehouse) {
     lake.optimize(joined).await.expect("files are joined");
     let present = rows(lake, table, "*", "fecha, k").await;
     let told = lake.versions(table, 100).await.expect("the log is read");
-    let (newest, written) = (&told[0], &told[1]);
+    let newest = &told[0];
+    // Each day is rewritten in a version of its own.
+    let replaced = told.iter().rposition(|v| v.operation == "OPTIMIZE").expect("files were joined");
+    let (first, written) = (&told[replaced], &told[replaced + 1]);
     let at =
         |now, hours, dry_run| Vacuum { table: table.into(), now, retention_hours: hours, allow_short_retention: false, dry_run };
     let before = Input::DeltaVersion { table: table.into(), version: written.version };
     let old = read(lake, before.clone(), "*", "fecha, k").await.expect("the version is read");
 
     // Within the retention nothing goes, also when the clock stands at its last moment.
-    let last = newest.at + TimeDelta::hours(168) - TimeDelta::milliseconds(1);
+    let last = first.at + TimeDelta::hours(168) - TimeDelta::milliseconds(1);
     assert_eq!(lake.vacuum(at(last, 168, false)).await.expect("nothing to remove"), Vec::<String>::new());
     assert_eq!(read(lake, before.clone(), "*", "fecha, k").await.expect("the version is read"), old);
     for hours in [0, VACUUM_HOURS_MIN - 1] {

@@ -134,6 +134,9 @@ pub fn schema_hash(columns: &[Column]) -> String {
     })
 }
 
+/// The layer of the checks before a day is processed.
+pub const SOURCE: &str = "source";
+
 /// The three checks before a day of a source table is processed: `source_available`, `min_rows_yesterday` and
 /// `schema_unchanged`. All are carried out; one that cannot be has failed, with the reason.
 pub async fn source_checks(
@@ -144,7 +147,7 @@ pub async fn source_checks(
 ) -> Vec<QualityResult> {
     let result = |check: &str, passed, observed, expected| QualityResult {
         check: check.into(),
-        layer: "source".into(),
+        layer: SOURCE.into(),
         asset: contract.table.clone(),
         fecha,
         severity: Severity::Error,

@@ -9,6 +9,7 @@
 
 mod asset;
 pub mod breaker;
+mod incident;
 mod leading;
 pub mod outbox;
 mod pause;

@@ -11,12 +11,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tracing::{error, info};
 
-use super::{LoopConfig, sleep_until, within};
+use super::{LoopConfig, incident::About, sleep_until, within};
 use crate::ports::{Alert, Disposition, Env, Fact, Fence, Metrics, Notifier, PortError, Result, RunLedger};
 
 /// Topic of the facts.
@@ -51,8 +51,11 @@ pub struct Entry {
     pub stage: Stage,
     /// Whether its incident is over.
     pub is_over: bool,
-    /// Since when.
+    /// Since when, by the clock of whoever led then.
     pub since: DateTime<Utc>,
+    /// From which epoch on a success of each day ends the incident; see [`super::incident`].
+    #[serde(default)]
+    pub ends_from: BTreeMap<NaiveDate, i64>,
     /// Calls of this stage that failed.
     pub failed: u32,
     /// Not called before.
@@ -121,6 +124,15 @@ impl Outbox {
         let waiting = self.entries().values().filter(|e| matches!(e.stage, Stage::Raising | Stage::Resolving)).count();
         self.metrics.gauge("simulacro_alerts_waiting", &[], waiting as f64);
         Ok(())
+    }
+
+    /// From which epoch on a success ends an incident that begins now.
+    async fn ends_from(&self, key: &str, since: DateTime<Utc>) -> Result<BTreeMap<NaiveDate, i64>> {
+        let about = About::of(key);
+        if !about.ends_by_success() {
+            return Ok(BTreeMap::new());
+        }
+        Ok(about.ends_from(&self.ledger.runs_since(about.asset, about.first(since)).await?))
     }
 
     /// Forgets the oldest incidents while there are too many.
@@ -210,10 +222,18 @@ impl Notifier for Outbox {
         let entry = match present {
             Some(entry) if !entry.is_over => return Ok(()),
             // It is back before its end was told: the same incident goes on.
-            Some(entry) if entry.stage == Stage::Raising => Entry { is_over: false, ..entry },
-            Some(_) | None => {
-                Entry { alert: alert.clone(), stage: Stage::Raising, is_over: false, since: now, failed: 0, next_at: now }
+            Some(entry) if entry.stage == Stage::Raising => {
+                Entry { is_over: false, ends_from: self.ends_from(key, entry.since).await?, ..entry }
             }
+            Some(_) | None => Entry {
+                alert: alert.clone(),
+                stage: Stage::Raising,
+                is_over: false,
+                since: now,
+                ends_from: self.ends_from(key, now).await?,
+                failed: 0,
+                next_at: now,
+            },
         };
         error!(kind = %alert.kind, priority = alert.priority, key, "alert: {}", alert.summary);
         if !self.entries().contains_key(key) {

@@ -86,7 +86,8 @@ pub struct Waiting<'a> {
 
 /// Asks a source under a policy until it answers, and keeps each answer; the last tells the result.
 ///
-/// One alert is raised once the source has been away for `alert_after_s` after `scheduled`, and resolved when it answers.
+/// One alert is raised once the source has been away for `alert_after_s` after `scheduled`, at once when its error is
+/// permanent, and resolved when it answers. Who waits asks once more when it falls due.
 /// The number of attempts is bounded by the policy.
 ///
 /// # Errors
@@ -119,15 +120,25 @@ pub async fn wait_for_source<F: Future<Output = Result<()>>>(
                 waits_s.get(asked - 1).map(|w| env.now() + Duration::from_secs(w + dispatch_s))
             }
             SourcePolicy::Wait { every_s, deadline_s } => {
-                let next = env.now() + Duration::from_secs((*every_s).max(1));
+                let now = env.now();
+                let next = now + Duration::from_secs((*every_s).max(1));
+                // It is asked once more when the alert falls due: an absence that is over by then wakes nobody.
+                let next = if now < alert_at { next.min(alert_at) } else { next };
                 (next <= *scheduled + Duration::from_secs(*deadline_s)).then_some(next)
             }
         };
         let next = if error.disposition == Disposition::Permanent { None } else { next };
-        // The alert falls due while we wait, so the wait is cut in two at that moment.
-        let due = next.is_none_or(|next| next >= alert_at);
+        let due = match (policy, next) {
+            (_, None) => true,
+            // The alert falls due while we wait, so the wait is cut in two at that moment.
+            (SourcePolicy::Retry { .. }, Some(next)) => next >= alert_at,
+            (SourcePolicy::Wait { .. }, Some(_)) => env.now() >= alert_at,
+        };
         if due && !alerted {
-            sleep_until(*env, alert_at.min(next.unwrap_or(alert_at)).max(env.now())).await;
+            // What never passes needs no patience.
+            if error.disposition != Disposition::Permanent {
+                sleep_until(*env, alert_at.min(next.unwrap_or(alert_at)).max(env.now())).await;
+            }
             let alert = Alert {
                 dedup_key: (*key).into(),
                 kind: "source_unavailable".into(),

@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 use super::{
     Asset, Attempt, Job, Orchestrator, Slot, Waiting, Work, WorkError,
     breaker::{self, Breaker},
+    incident::{About, ENDED_BY_SUCCESS, key},
     leading::Leading,
     pause::pauses,
     sleep_until, wait_for_source, within,
@@ -43,13 +44,15 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// Reads it from the runs of its day.
+    /// Reads it from the runs of its day, in order of epoch.
     pub(super) fn of(runs: &[Run], slot: Slot) -> Self {
         let mut turn = Self { end: None, tried: 0, next_try: None };
+        let mut has_own = false;
         for run in runs.iter().filter(|r| r.fecha == slot.fecha) {
             let is_own = run.scheduled_at == Some(slot.scheduled);
-            // A run by hand after the schedule does as well.
-            let is_instead = run.scheduled_at.is_none() && run.started_at >= slot.scheduled;
+            has_own |= is_own;
+            // A run by hand after the schedule does as well; whose clock is off, the order of epochs tells.
+            let is_instead = run.scheduled_at.is_none() && (has_own || run.started_at >= slot.scheduled);
             match run.state {
                 RunState::Succeeded if is_own || is_instead => turn.end = Some(RunState::Succeeded),
                 RunState::Held | RunState::Skipped if is_own => turn.end = turn.end.or(Some(run.state)),
@@ -91,14 +94,6 @@ enum Tried {
     Again,
     Busy(PortError),
 }
-
-/// The key of an incident. An asset that looks at the present has one of each kind; one that processes a day, one per day.
-fn key(kind: &str, asset: &Asset, slot: Slot) -> String {
-    if asset.lag_days == 0 { format!("{kind}:{}", asset.name) } else { format!("{kind}:{}:{}", asset.name, slot.fecha) }
-}
-
-/// Kinds of incidents that a success ends.
-const ENDED_BY_SUCCESS: [&str; 5] = ["source_unavailable", "breaker_open", "day_held", "run_failed", "sla_missed"];
 
 fn alert(kind: &str, key: String, priority: u8, summary: String) -> Alert {
     Alert { dedup_key: key, kind: kind.into(), priority, summary }
@@ -542,23 +537,16 @@ impl Orchestrator {
             self.ports.env.sleep(SWEEP).await;
             for entry in leading.outbox.open_incidents() {
                 let dedup_key = &entry.alert.dedup_key;
-                let mut parts = dedup_key.split(':');
-                let (kind, asset, fecha) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default(), parts.next());
-                let fecha = fecha.and_then(|f| f.parse().ok());
-                if kind == "schedule_missed" && self.ports.env.now() >= entry.since + NEWS {
+                let about = About::of(dedup_key);
+                if about.kind == "schedule_missed" && self.ports.env.now() >= entry.since + NEWS {
                     leading.outbox.resolve(dedup_key).await?;
                 }
-                if !ENDED_BY_SUCCESS.contains(&kind) {
+                if !about.ends_by_success() {
                     continue;
                 }
-                let from = fecha.unwrap_or((entry.since - Duration::from_secs(86_400)).date_naive());
-                let runs = self.patiently(|| self.ports.ledger.runs_since(asset, from)).await?;
-                let ends = |r: &Run| {
-                    r.state == RunState::Succeeded
-                        && fecha.is_none_or(|f| r.fecha == f)
-                        && r.finished_at.is_some_and(|at| at > entry.since)
-                };
-                if runs.iter().any(ends) {
+                let from = about.first(entry.since);
+                let runs = self.patiently(|| self.ports.ledger.runs_since(about.asset, from)).await?;
+                if about.is_ended(&entry.ends_from, &runs) {
                     leading.outbox.resolve(dedup_key).await?;
                 }
             }
@@ -572,5 +560,36 @@ fn failed(error: &PortError) -> Failure {
         code: error.code.clone(),
         may_pass: error.disposition != Disposition::Permanent,
         is_told: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_by_hand_is_instead_of_a_turn_after_its_schedule_or_after_its_first_try() {
+        let scheduled: DateTime<Utc> = "2024-03-05T03:00:00Z".parse().expect("a time");
+        let slot = crate::assets::ecommerce_batch_daily().expect("an asset").slot(scheduled);
+        let run = |epoch, state, scheduled_at: Option<DateTime<Utc>>, started_at: DateTime<Utc>| Run {
+            pipeline: "p".into(),
+            fecha: slot.fecha,
+            epoch,
+            run_id: String::new(),
+            state,
+            started_at,
+            finished_at: None,
+            scheduled_at,
+            fence: None,
+            report: json!({ "final": true }),
+        };
+        let (early, late) = (scheduled - Duration::from_secs(60), scheduled + Duration::from_secs(60));
+        let end = |runs: &[Run]| Turn::of(runs, slot).end;
+        let own = run(1, RunState::Failed, Some(scheduled), scheduled);
+        assert_eq!(end(&[run(1, RunState::Succeeded, None, early)]), None);
+        assert_eq!(end(&[run(1, RunState::Succeeded, None, late)]), Some(RunState::Succeeded));
+        // The clock of whoever ran it is behind that of the orchestrator.
+        assert_eq!(end(&[own.clone(), run(2, RunState::Succeeded, None, early)]), Some(RunState::Succeeded));
+        assert_eq!(end(&[run(1, RunState::Succeeded, None, early), Run { epoch: 2, ..own }]), Some(RunState::Failed));
     }
 }

@@ -372,7 +372,8 @@ pub trait Lakehouse: fmt::Debug + Send + Sync {
     /// `Permanent` when the table is missing.
     async fn versions(&self, table: &str, limit: usize) -> Result<Vec<TableVersion>>;
     /// Rewrites files; the rows stay the same. Partitions that were not written since the last call with the same columns
-    /// are left alone. Harmless to repeat.
+    /// are left alone. Each partition is a version of its own, in order of their values, so that a call that is cut off
+    /// has done some of them, and a repeat does the others. Harmless to repeat.
     ///
     /// # Errors
     /// `Permanent` when the table or a column is missing. `Retryable` otherwise, also when another writer was faster: the

@@ -65,13 +65,21 @@ pub fn of_monitor(runs: &[Run]) -> Vec<Sample> {
     runs.iter().filter_map(sample).collect()
 }
 
-/// One sample of `checks_passed` for a day whose checks are these; none without a check.
+/// One sample of `checks_passed` for a day whose checks are these, in order of time; none without a check.
+///
+/// It says what was so when the day was due: a check that was run again counts as it had ended last by then, and a repair
+/// that came later changes nothing. Where nothing had been checked by then, each check counts as it ended first.
 pub fn of_checks(fecha: NaiveDate, due: NaiveTime, results: &[QualityResult]) -> Option<Sample> {
-    // A check that was run again counts as it ended last.
-    let last: BTreeMap<(&str, &str), bool> = results.iter().map(|r| ((r.asset.as_str(), r.check.as_str()), r.passed)).collect();
-    let good = last.values().filter(|passed| **passed).count() as u64;
-    let value = Measured::Counts { good, total: last.len() as u64 };
-    (!last.is_empty()).then(|| Sample { name: "checks_passed".into(), at: due_at(fecha, due), value })
+    let at = due_at(fecha, due);
+    let outcome = |r: &'_ QualityResult| ((r.asset.clone(), r.check.clone()), r.passed);
+    let mut outcomes: BTreeMap<(String, String), bool> = results.iter().filter(|r| r.checked_at <= at).map(outcome).collect();
+    if outcomes.is_empty() {
+        // The earliest comes last here, and stays.
+        outcomes = results.iter().rev().map(outcome).collect();
+    }
+    let good = outcomes.values().filter(|passed| **passed).count() as u64;
+    let value = Measured::Counts { good, total: outcomes.len() as u64 };
+    (!outcomes.is_empty()).then(|| Sample { name: "checks_passed".into(), at, value })
 }
 
 /// What is kept of a day that was reconciled.
@@ -156,7 +164,7 @@ mod tests {
     fn checks_count_as_they_ended_last_and_reconciled_days_by_their_difference() {
         let due = NaiveTime::from_hms_opt(6, 0, 0).expect("a time");
         let fecha = NaiveDate::from_ymd_opt(2024, 3, 1).expect("a date");
-        let check = |name: &str, passed| QualityResult {
+        let at = |name: &str, passed, checked_at| QualityResult {
             check: name.into(),
             layer: "marts".into(),
             asset: "metricas_diarias".into(),
@@ -166,11 +174,19 @@ mod tests {
             observed: String::new(),
             expected: String::new(),
             failing_rows: 0,
-            checked_at: due_at(fecha, due),
+            checked_at,
         };
+        let check = |name: &str, passed| at(name, passed, due_at(fecha, due));
         let sample = of_checks(fecha, due, &[check("a", false), check("b", true), check("a", true), check("c", false)]);
         assert_eq!(sample.expect("checks").value, Measured::Counts { good: 2, total: 3 });
         assert_eq!(of_checks(fecha, due, &[]), None);
+        // A repair after the day was due changes nothing of what was so then.
+        let late = due_at(fecha, due) + chrono::TimeDelta::seconds(1);
+        let sample = of_checks(fecha, due, &[check("a", false), check("b", true), at("a", true, late), at("c", true, late)]);
+        assert_eq!(sample.expect("checks").value, Measured::Counts { good: 1, total: 2 });
+        // Nothing had been checked by then: the first outcomes count.
+        let sample = of_checks(fecha, due, &[at("a", false, late), at("b", true, late), at("a", true, late)]);
+        assert_eq!(sample.expect("checks").value, Measured::Counts { good: 1, total: 2 });
         let fact = |batch, stream| Fact {
             topic: RECONCILED.into(),
             name: fecha.to_string(),

@@ -315,6 +315,63 @@ async fn each_call(operation: Operation, failure: Failure) -> u64 {
     unreachable!("the range has no end")
 }
 
+/// Partitions that the table's own log says are rewritten since `version`, in its order.
+async fn rewritten(store: &InMemory, version: usize) -> Vec<String> {
+    let mut out = Vec::new();
+    for version in version..versions(store).await {
+        let entry = Path::from(format!("{TABLE}/_delta_log/{version:020}.json"));
+        let bytes = store.get(&entry).await.expect("an entry").bytes().await.expect("its text");
+        for line in std::str::from_utf8(&bytes).expect("text").lines() {
+            let action: serde_json::Value = serde_json::from_str(line).expect("an action");
+            out.extend(action["add"]["partitionValues"]["fecha"].as_str().map(str::to_owned));
+        }
+    }
+    out
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewrite_that_is_cut_off_is_gone_on_with_and_does_no_partition_twice() {
+    const DAYS: [&str; 3] = ["2024-03-01", "2024-03-02", "2024-03-03"];
+    let base = Arc::new(InMemory::new());
+    let lake = DeltaLakehouse::new(base.clone());
+    let mut epoch = 0;
+    // Their order in the log is not that of their values.
+    for fecha in [DAYS[2], DAYS[0], DAYS[1]] {
+        for values in ["('b', 2), ('a', 1)", "('d', 4), ('c', 3)"] {
+            epoch += 1;
+            let (mark, partition_by) = (mark(epoch), vec!["fecha".into()]);
+            lake.append(Append { table: TABLE.into(), mark, partition_by, query: dated(fecha, values) }).await.expect("added");
+        }
+    }
+    let (before, written) = (rows(&lake).await, versions(&base).await);
+    let order = |columns: &[&str]| Optimize {
+        table: TABLE.into(),
+        z_order: columns.iter().map(|c| (*c).to_owned()).collect(),
+        target_bytes: 1 << 20,
+    };
+    for columns in [&[][..], &["k"][..]] {
+        for at in 0.. {
+            let store = Arc::new(base.fork());
+            let faulty = Faulty::new(store.clone(), at, Failure::CutOff);
+            let outcome = DeltaLakehouse::new(faulty).optimize(order(columns)).await;
+            let done = rewritten(&store, written).await;
+            assert_eq!(done, DAYS[..done.len()], "{columns:?} at call {at}");
+            let again = DeltaLakehouse::new(store.clone());
+            again.optimize(order(columns)).await.expect("the store answers again");
+            assert_eq!(rewritten(&store, written).await, DAYS, "{columns:?} at call {at}: not each once, in order");
+            assert_eq!(rows(&again).await, before);
+            // A day that is written between two calls is the only one that the second has to do with.
+            let write = DayWrite { table: TABLE.into(), fecha: day(DAYS[0]), epoch: 9, query: dated(DAYS[0], "('z', 1)") };
+            again.overwrite_day(write).await.expect("written");
+            let files = again.optimize(order(columns)).await.expect("the store answers").files_added;
+            assert_eq!(files, u64::from(!columns.is_empty()), "one file has nothing to be joined with");
+            if outcome.is_ok() {
+                break;
+            }
+        }
+    }
+}
+
 async fn versions(store: &InMemory) -> usize {
     let log = Path::from(format!("{TABLE}/_delta_log"));
     let all: Vec<ObjectMeta> = store.list(Some(&log)).try_collect().await.expect("the store lists");
