@@ -353,6 +353,7 @@ pub fn reconstruct(events: &[Event], config: Config, schedule: NaiveTime, sla: N
             alerts: Some(alerts),
             attempts: None,
             held_by: None,
+            recovered_by: None,
             detected_within_s: None,
             fired_min: u64::from(!fault.is_empty()),
             converges: !fault.is_empty(),

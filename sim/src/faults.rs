@@ -9,6 +9,7 @@ pub mod clock;
 pub mod data;
 pub mod deploy;
 pub mod dimensions;
+pub mod removal;
 pub mod service;
 pub mod source;
 
@@ -189,6 +190,20 @@ pub enum StoreFault {
         /// The rotation, exclusive.
         to: DateTime<Utc>,
     },
+    /// Somebody removes objects past the platform, as `rm -rf` does: no call meets it.
+    PrefixRemoved {
+        /// Only paths that begin with this.
+        prefix: String,
+        /// Paths that contain this are spared; empty spares none.
+        #[serde(default)]
+        spares: String,
+        /// Only objects written from then on, inclusive; without it, all.
+        written_from: Option<DateTime<Utc>>,
+        /// When.
+        at: DateTime<Utc>,
+        /// Whether their versions go, too, as in a store that keeps none.
+        for_good: bool,
+    },
     /// The caller's clock is wrong: every call is answered 403 RequestTimeTooSkewed.
     TooSkewed {
         /// Start, inclusive.
@@ -246,6 +261,7 @@ impl StoreFault {
                 (true, true) => (called == Operation::Put).then_some(StoreStrike::Spared),
                 (true, false) => Some(StoreStrike::ExpiredToken),
             },
+            Self::PrefixRemoved { .. } => None,
             Self::TooSkewed { from, to } => during(from, to).then_some(StoreStrike::TooSkewed),
         }
     }

@@ -7,6 +7,7 @@ use simulacro_core::{
     batch::DayError,
     platform::DayOutcome,
     ports::{Run, RunState},
+    restore::TABLE_LOST,
 };
 
 use crate::{
@@ -26,6 +27,8 @@ pub struct Evidence<'a> {
     pub mart: &'a BTreeMap<(NaiveDate, String), Sales>,
     /// The warehouse as it is.
     pub warehouse: &'a BTreeMap<(NaiveDate, String), Sales>,
+    /// Rows and cents of staging as it is, by day; `None` where it cannot be read.
+    pub staged: Option<&'a BTreeMap<NaiveDate, (i64, i64)>>,
     /// The mart as the oracle says.
     pub expected: &'a BTreeMap<(NaiveDate, String), Sales>,
     /// The source from era to era: what it delivered, and which days the contract must hold.
@@ -46,10 +49,11 @@ pub fn found<'a>(eras: &'a [Era], run: &Run) -> &'a Era {
     data::at(eras, run.finished_at.unwrap_or(run.started_at))
 }
 
-/// Whether a gate of the contract stopped a run; a dimension that is too old is not the contract's business.
+/// Whether a gate of the contract stopped a run; a dimension that is too old and a table that is gone are not the contract's
+/// business.
 fn by_contract(outcome: &DayOutcome) -> Option<String> {
     match &outcome.result {
-        Err(error @ DayError::Held { gate, .. }) if *gate != "dimensions_fresh" => Some(error.to_string()),
+        Err(error @ DayError::Held { gate, .. }) if !["dimensions_fresh", TABLE_LOST].contains(gate) => Some(error.to_string()),
         _ => None,
     }
 }
@@ -167,9 +171,35 @@ fn dimensions_fresh(evidence: &Evidence<'_>) -> Vec<Broken> {
     broken
 }
 
+/// Staging has each published day, with as many rows and cents as the oracle says of the mart.
+fn staged_exact(evidence: &Evidence<'_>) -> Vec<Broken> {
+    let published: BTreeSet<NaiveDate> =
+        evidence.outcomes.iter().filter(|o| o.run.state == RunState::Succeeded).map(|o| o.run.fecha).collect();
+    let mut expected: BTreeMap<NaiveDate, (i64, i64)> = BTreeMap::new();
+    for ((fecha, _), sales) in evidence.expected.iter().filter(|((fecha, _), _)| published.contains(fecha)) {
+        let day = expected.entry(*fecha).or_default();
+        *day = (day.0 + sales.transacciones, day.1 + sales.revenue_cents);
+    }
+    let Some(staged) = evidence.staged else {
+        let lost = expected.keys().next().map(|fecha| format!("cannot be read, the oracle expects {fecha} and later days"));
+        return lost.into_iter().map(|text| ("staged_exact", text)).collect();
+    };
+    let differs = |(fecha, wanted): (&NaiveDate, &(i64, i64))| {
+        let found = staged.get(fecha).copied().unwrap_or_default();
+        (found != *wanted).then(|| {
+            let text = format!(
+                "{fecha}: found {} rows and {} cents, the oracle expects {} and {}",
+                found.0, found.1, wanted.0, wanted.1
+            );
+            ("staged_exact", text)
+        })
+    };
+    expected.iter().filter_map(differs).collect()
+}
+
 /// All judges, in alphabetical order of their names.
 pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
-    let judges = [dimensions_fresh, held_rightly, logins, money_exact, no_leftovers, row_fate, sla];
+    let judges = [dimensions_fresh, held_rightly, logins, money_exact, no_leftovers, row_fate, sla, staged_exact];
     let mut broken: Vec<Broken> = judges.iter().flat_map(|judge| judge(evidence)).collect();
     broken.sort();
     broken.dedup();

@@ -332,6 +332,9 @@ fn show(job: &Job, scenario: &Story, judgement: &Judgement, wall: f64) {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         println!("        source    {shown}{more}");
     }
+    for line in &judgement.recovered {
+        println!("        restored  {line}");
+    }
     // A year has too many of both for a line.
     let is_platform = matches!(scenario, Story::Platform(_));
     if !judgement.alerts.is_empty() && (!is_platform || judgement.alerts.len() < 10) {

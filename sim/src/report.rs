@@ -778,6 +778,7 @@ mod tests {
             platform: None,
             incident: None,
             without: None,
+            recovered: Vec::new(),
         }
     }
 

@@ -60,6 +60,9 @@ pub struct Expect {
     pub attempts: Option<Vec<String>>,
     /// The name of the gate that holds a day, when one must.
     pub held_by: Option<String>,
+    /// The ways by which lost tables came back, in order. Without it, they are not judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovered_by: Option<Vec<String>>,
     /// Longest time from the first effect that anybody could see to the first alert, in seconds. Without it, the delay is
     /// told and not judged.
     pub detected_within_s: Option<u64>,
@@ -99,13 +102,20 @@ pub enum Act {
         /// The version that was the newest then.
         as_of: DateTime<Utc>,
     },
+    /// Brings back what was lost of a folder's tables, by the cheapest way that works.
+    Recover {
+        /// When.
+        at: DateTime<Utc>,
+        /// A table, or a folder of tables.
+        target: String,
+    },
 }
 
 impl Act {
     /// When it is done.
     pub fn at(&self) -> DateTime<Utc> {
         match self {
-            Self::RunDay { at, .. } | Self::Restore { at, .. } => *at,
+            Self::RunDay { at, .. } | Self::Restore { at, .. } | Self::Recover { at, .. } => *at,
         }
     }
 }

@@ -24,9 +24,10 @@ use object_store::{
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use simulacro_core::ports::{Deleted, PortError, Versions};
 
 use crate::{
-    faults::{StoreFault, StoreStrike, Strikes},
+    faults::{StoreFault, StoreStrike, Strikes, removal::Removal},
     host::Host,
     interpose,
 };
@@ -176,6 +177,71 @@ impl ObjectService {
         state.last_version += 1;
         let number = state.last_version;
         state.objects.entry(Path::from(path)).or_default().push(Version { bytes: None, number, at: now() });
+    }
+
+    /// Removes what somebody removes past the platform until now; the strikes of its fault are the objects.
+    pub fn remove_due(&self, now: DateTime<Utc>) {
+        let mut state = self.lock();
+        let State { objects, last_version, faults, .. } = &mut *state;
+        for (fault, counted, strikes) in faults {
+            let Some(removal) = Removal::of(fault).filter(|r| *counted == 0 && r.is_due(now)) else { continue };
+            *counted = 1;
+            for (path, versions) in objects.iter_mut() {
+                let Some(last) = versions.last().filter(|v| v.bytes.is_some()) else { continue };
+                if !removal.takes(path.as_ref(), last.at) {
+                    continue;
+                }
+                strikes.strike(now);
+                if removal.for_good {
+                    versions.clear();
+                } else {
+                    *last_version += 1;
+                    versions.push(Version { bytes: None, number: *last_version, at: now });
+                }
+            }
+            objects.retain(|_, versions| !versions.is_empty());
+        }
+    }
+
+    /// Objects strictly below a prefix whose newest version is a delete marker, with the version before it.
+    fn deleted(&self, prefix: &Path) -> Result<Vec<Deleted>> {
+        self.enter(Operation::List, prefix)?;
+        let state = self.lock();
+        let below = state.objects.iter().filter(|(path, _)| path.prefix_matches(prefix) && *path != prefix);
+        let hidden = |(path, versions): (&Path, &Vec<Version>)| {
+            let marker = versions.last().filter(|v| v.bytes.is_none())?;
+            let kept = versions.iter().rev().find(|v| v.bytes.is_some())?;
+            Some(Deleted {
+                path: path.to_string(),
+                version: kept.number.to_string(),
+                bytes: kept.bytes.as_ref().map_or(0, |b| b.len() as u64),
+                deleted_at: marker.at,
+            })
+        };
+        Ok(below.filter_map(hidden).collect())
+    }
+
+    /// Puts a version of a deleted object above its delete marker.
+    fn undelete(&self, deleted: &Deleted) -> Result<()> {
+        let path = Path::from(deleted.path.as_str());
+        self.enter(Operation::Put, &path)?;
+        let mut state = self.lock();
+        state.last_version += 1;
+        let number = state.last_version;
+        let missing = || Error::NotFound { path: deleted.path.clone(), source: "404 NoSuchVersion".into() };
+        let versions = state.objects.get_mut(&path).ok_or_else(missing)?;
+        let kept = versions.iter().find(|v| v.number.to_string() == deleted.version).ok_or_else(missing)?.bytes.clone();
+        match versions.last() {
+            // A try whose answer was lost has brought it back.
+            Some(last) if last.bytes.is_some() && last.bytes == kept => Ok(()),
+            Some(last) if last.bytes.is_some() => {
+                Err(Error::AlreadyExists { path: deleted.path.clone(), source: "written again since".into() })
+            }
+            Some(_) | None => {
+                versions.push(Version { bytes: kept, number, at: now() });
+                Ok(())
+            }
+        }
     }
 
     /// The greatest object whose path contains this, in bytes; 0 when there is none.
@@ -472,6 +538,31 @@ impl MultipartUpload for Upload {
     }
 }
 
+/// The store's versions, as the port that core uses.
+#[derive(Debug)]
+pub struct SimVersions(pub Arc<ObjectService>);
+
+fn port_error(what: String, error: Error) -> PortError {
+    match error {
+        Error::NotFound { .. } | Error::AlreadyExists { .. } => PortError::permanent(what).because(error),
+        other => PortError::unknown(what).because(other),
+    }
+}
+
+#[async_trait]
+impl Versions for SimVersions {
+    async fn list_deleted(&self, prefix: &str) -> simulacro_core::ports::Result<Vec<Deleted>> {
+        let result = self.0.deleted(&Path::from(prefix));
+        settle(&self.0).await;
+        result.map_err(|e| port_error(format!("list deleted objects below {prefix}"), e))
+    }
+    async fn undelete(&self, deleted: &Deleted) -> simulacro_core::ports::Result<()> {
+        let result = self.0.undelete(deleted);
+        settle(&self.0).await;
+        result.map_err(|e| port_error(format!("undelete {}", deleted.path), e))
+    }
+}
+
 /// The store as the port that core uses: each call takes virtual time, and a dead caller never hears back.
 #[derive(Debug)]
 pub struct PortStore {
@@ -638,6 +729,35 @@ mod tests {
         let text = "{\"b\":1,\"a\":{\"stats\":\"{\\\"z\\\":1,\\\"y\\\":2}\"}}\n";
         let expected = "{\"a\":{\"stats\":\"{\\\"y\\\":2,\\\"z\\\":1}\"},\"b\":1}\n";
         assert_eq!(canonical_log(text.into()), expected);
+    }
+
+    #[tokio::test]
+    async fn what_was_removed_is_undeleted_unless_it_went_for_good_or_was_written_again() {
+        let removed = |prefix: &str, for_good| StoreFault::PrefixRemoved {
+            prefix: prefix.into(),
+            spares: String::new(),
+            written_from: None,
+            at: DateTime::UNIX_EPOCH,
+            for_good,
+        };
+        let service = service(vec![removed("t/", false), removed("u/", true)]);
+        for path in ["t/a", "t/b", "u/a", "tt/a"] {
+            service.put(&Path::from(path), path.to_owned().into(), PutMode::Create).expect("a free name");
+        }
+        service.remove_due(now());
+        assert_eq!((service.paths(), service.hits()), (vec!["tt/a".to_owned()], vec![2, 1]));
+        service.put(&Path::from("t/b"), "new".into(), PutMode::Create).expect("a name that is free again");
+        service.remove_due(now());
+        assert_eq!(service.hits(), [2, 1], "it strikes once");
+        let versions = SimVersions(service.clone());
+        let deleted = versions.list_deleted("t").await.expect("listed");
+        assert_eq!(deleted.iter().map(|d| (d.path.as_str(), d.bytes)).collect::<Vec<_>>(), [("t/a", 3)]);
+        versions.undelete(&deleted[0]).await.expect("undeleted");
+        versions.undelete(&deleted[0]).await.expect("harmless to repeat");
+        assert_eq!(service.paths(), ["t/a", "t/b", "tt/a"]);
+        let stale = Deleted { path: "t/b".into(), ..deleted[0].clone() };
+        assert!(versions.undelete(&stale).await.is_err(), "what was written since is not overwritten");
+        assert!(versions.list_deleted("u").await.expect("listed").is_empty());
     }
 
     #[test]

@@ -238,6 +238,7 @@ mod tests {
             platform: None,
             incident: None,
             without: None,
+            recovered: Vec::new(),
         };
         let summary = "the run waits | for the source".to_owned();
         Finished { name: name.into(), summary, seed, judgement, wall: Duration::from_millis(1_250) }

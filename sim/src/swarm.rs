@@ -85,6 +85,7 @@ pub fn draw(seed: u64) -> Scenario {
             alerts: None,
             attempts: None,
             held_by: None,
+            recovered_by: None,
             detected_within_s: None,
             fired_min: 0,
             converges: true,

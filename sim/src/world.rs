@@ -24,7 +24,11 @@ use simulacro_core::{
     history::{Event, RecordedStore, Recorder},
     models,
     platform::{DayOutcome, Platform},
-    ports::{Alert, DimensionApi, Input, Lakehouse, Mark, NoDimensions, PortError, Ports, Query, Restore, RunState, Warehouse},
+    ports::{
+        Alert, DimensionApi, Disposition, Input, Lakehouse, Mark, NoDimensions, PortError, Ports, Query, Restore, RunState,
+        Warehouse,
+    },
+    restore::{self, Request, Way},
 };
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
 use simulacro_log::{Limits, Settings};
@@ -52,7 +56,7 @@ use crate::{
     postgres::{DEADLINE, Postgres, SimSource, serve},
     rng::Stream,
     scenario::{Act, Scenario, Verdict},
-    store::{DirectStore, ObjectService, PortStore},
+    store::{DirectStore, ObjectService, PortStore, SimVersions},
     stream::world::Figures,
 };
 
@@ -115,6 +119,36 @@ pub struct Judgement {
     /// The same without the defences that the story names for comparison.
     #[serde(default)]
     pub without: Option<Box<Incident>>,
+    /// Restores with their ways, RPO and RTO.
+    #[serde(default)]
+    pub recovered: Vec<String>,
+}
+
+/// What a restore came to.
+#[derive(Debug, Clone)]
+struct Recovered {
+    at: DateTime<Utc>,
+    target: String,
+    ways: Vec<Way>,
+    /// Days and rows that are lost for good.
+    lost: (usize, u64),
+    rto_millis: u64,
+}
+
+impl Recovered {
+    fn of(at: DateTime<Utc>, report: &restore::Report) -> Self {
+        let days: BTreeSet<&NaiveDate> = report.lost.values().flat_map(BTreeMap::keys).collect();
+        let lost = (days.len(), report.lost.values().flat_map(BTreeMap::values).sum());
+        let ways = report.steps.iter().map(|step| step.way).collect();
+        Self { at, target: report.target.clone(), ways, lost, rto_millis: report.rto_millis }
+    }
+
+    fn line(&self) -> String {
+        let ways = self.ways.iter().map(|way| way.as_str()).collect::<Vec<_>>().join(", ");
+        let (at, (days, rows), millis) = (self.at.format("%m-%d %H:%M:%S"), self.lost, self.rto_millis);
+        let seconds = format!("{}.{:03}", millis / 1_000, millis % 1_000);
+        format!("{at} {} by [{ways}]: RPO {days} days, {rows} rows; RTO {seconds} s", self.target)
+    }
 }
 
 /// How what went wrong was noticed, and what it did.
@@ -189,6 +223,8 @@ struct Ending {
     hashes: BTreeMap<String, String>,
     mart: Mart,
     warehouse: Mart,
+    /// Rows and cents of staging by day; `None` where it cannot be read.
+    staged: Option<BTreeMap<NaiveDate, (i64, i64)>>,
     customers: u64,
 }
 
@@ -362,9 +398,11 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
     });
     let outcomes: Arc<Mutex<Vec<DayOutcome>>> = Arc::default();
     let lost: Arc<Mutex<Vec<(NaiveDate, String)>>> = Arc::default();
+    let recovered: Arc<Mutex<Vec<Recovered>>> = Arc::default();
     let ending: Arc<Mutex<Option<Ending>>> = Arc::default();
     {
         let (outcomes, ending, story) = (outcomes.clone(), ending.clone(), scenario.clone());
+        let (recovered, versions) = (recovered.clone(), Arc::new(SimVersions(service.clone())));
         let (lost, done, starts) = (lost.clone(), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
         let (crashes, process) = (faults.crashes_at_start, host.clone());
         sim.host(host.name, move || {
@@ -372,13 +410,14 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
             platform.models = Some(project.clone());
             let (outcomes, ending, story) = (outcomes.clone(), ending.clone(), story.clone());
             let (lost, done, process) = (lost.clone(), done.clone(), process.clone());
+            let (recovered, versions) = (recovered.clone(), versions.clone());
             let start = starts.fetch_add(1, Ordering::SeqCst);
             async move {
                 if start < crashes {
                     process.die();
                     process.only_alive().await;
                 }
-                work(&platform, &story, &Done { outcomes, lost, steps: done }).await?;
+                work(&platform, &story, &Done { outcomes, lost, recovered, versions, steps: done }).await?;
                 // An analyst who meets a fault looks again; a fault that does not heal ends the patience of the driver.
                 let end = loop {
                     match look(&platform).await {
@@ -406,6 +445,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
     loop {
         sim.step().map_err(|e| format!("the simulation stopped: {e}"))?;
         interpose::set_virtual(nanos(start + sim.elapsed()));
+        service.remove_due(start + sim.elapsed());
         if ending.lock().map_err(|_| "the worker panicked")?.is_some() || start + sim.elapsed() > last {
             break;
         }
@@ -438,7 +478,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
             _ => {}
         }
     }
-    let Ending { hashes, mart, warehouse, customers } =
+    let Ending { hashes, mart, warehouse, staged, customers } =
         ending.lock().map_err(|_| "the worker panicked")?.take().unwrap_or_default();
     let outcomes = std::mem::take(&mut *outcomes.lock().map_err(|_| "the worker panicked")?);
 
@@ -474,6 +514,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
         outcomes: &outcomes,
         mart: &mart,
         warehouse: &warehouse,
+        staged: staged.as_ref(),
         expected: &expected,
         eras: &spoiled.eras,
         leftovers: &leftovers,
@@ -481,8 +522,17 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
         answered: &api.answered(),
     };
     let broken = invariants::judge(&evidence);
-    let incident = incident(&evidence, &strikes, &raised, customers);
+    let recovered = recovered.lock().map_err(|_| "the worker panicked")?.clone();
+    let recovered_at = recovered.iter().filter(|r| r.lost.0 == 0 && !r.ways.is_empty()).map(|r| r.at).max();
+    let incident = incident(&evidence, &strikes, &raised, customers, recovered_at);
     let mut problems = problems(&evidence, &broken, &raised, incident.as_ref());
+    let by: Vec<&str> = recovered.iter().flat_map(|r| &r.ways).map(|way| way.as_str()).collect();
+    // Without its faults a story has nothing to bring back.
+    if let Some(wanted) = scenario.expect.recovered_by.as_ref().filter(|_| !scenario.fault.is_empty())
+        && by != *wanted
+    {
+        problems.push(format!("recovered by: found {by:?}, expected {wanted:?}"));
+    }
     if scenario.expect.verdict == Verdict::Holds {
         let lost = lost.lock().map_err(|_| "the worker panicked")?;
         let missing = lost.iter().filter(|(fecha, _)| !was_published(&outcomes, *fecha));
@@ -522,6 +572,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
         platform: None,
         incident,
         without: None,
+        recovered: recovered.iter().map(Recovered::line).collect(),
     };
     let events = history.events.lock().map_err(|_| "the history panicked")?.clone();
     Ok((judgement, events))
@@ -667,7 +718,13 @@ fn expected(scenario: &Scenario, spoiled: &Spoiled, outcomes: &[DayOutcome]) -> 
 }
 
 /// How what went wrong was noticed; `None` when nothing showed.
-fn incident(evidence: &Evidence<'_>, strikes: &[Strikes], raised: &[(DateTime<Utc>, Alert)], customers: u64) -> Option<Incident> {
+fn incident(
+    evidence: &Evidence<'_>,
+    strikes: &[Strikes],
+    raised: &[(DateTime<Utc>, Alert)],
+    customers: u64,
+    recovered_at: Option<DateTime<Utc>>,
+) -> Option<Incident> {
     let effect_at = strikes.iter().filter_map(|s| s.first).min()?;
     let alert = raised.iter().find(|(at, _)| *at >= effect_at).map(|(at, alert)| (*at, alert.kind.clone()));
     let account = evidence.scenario.account.as_ref();
@@ -681,7 +738,10 @@ fn incident(evidence: &Evidence<'_>, strikes: &[Strikes], raised: &[(DateTime<Ut
         effect_at,
         detected_at: detected.as_ref().map(|(at, _)| *at),
         detected_by: detected.map(|(_, by)| by),
-        resolved_at: published.max().filter(|_| all && wrong_rows == 0 && wrong_cents == 0),
+        resolved_at: published
+            .chain(recovered_at)
+            .max()
+            .filter(|at| all && wrong_rows == 0 && wrong_cents == 0 && *at >= effect_at),
         wrong_rows,
         wrong_cents,
         customers,
@@ -694,6 +754,9 @@ struct Done {
     outcomes: Arc<Mutex<Vec<DayOutcome>>>,
     /// Runs that the ledger does not know of, each with the reason.
     lost: Arc<Mutex<Vec<(NaiveDate, String)>>>,
+    recovered: Arc<Mutex<Vec<Recovered>>>,
+    /// Of the store's objects.
+    versions: Arc<SimVersions>,
     steps: Arc<AtomicUsize>,
 }
 
@@ -735,7 +798,7 @@ async fn work(platform: &Platform, story: &Scenario, done: &Done) -> Result<(), 
         let run = match &step {
             Step::Run(fecha, scheduled) => Some((*fecha, *scheduled)),
             Step::Operate(Act::RunDay { at, fecha }) => Some((*fecha, *at)),
-            Step::Refresh(_) | Step::Operate(Act::Restore { .. }) => None,
+            Step::Refresh(_) | Step::Operate(Act::Restore { .. } | Act::Recover { .. }) => None,
         };
         if let Some((fecha, scheduled)) = run {
             match platform.run_day(fecha, scheduled).await {
@@ -745,7 +808,18 @@ async fn work(platform: &Platform, story: &Scenario, done: &Done) -> Result<(), 
         }
         let other = match &step {
             Step::Refresh(scheduled) => platform.refresh_dimensions(*scheduled).await.map(|_| ()),
-            Step::Operate(Act::Restore { at, table, as_of }) => restore(platform, table, *at, *as_of).await,
+            Step::Operate(Act::Restore { at, table, as_of }) => put_back(platform, table, *at, *as_of).await,
+            Step::Operate(Act::Recover { target, .. }) => {
+                let request = Request { target, only: None, from_source: false };
+                match restore::execute(platform, done.versions.as_ref(), request, &mut |_| {}).await {
+                    Ok(report) => {
+                        let recovered = Recovered::of(env.now(), &report);
+                        done.recovered.lock().map_err(|_| panicked)?.push(recovered);
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                }
+            }
             Step::Run(..) | Step::Operate(Act::RunDay { .. }) => Ok(()),
         };
         if let Err(error) = other {
@@ -757,7 +831,7 @@ async fn work(platform: &Platform, story: &Scenario, done: &Done) -> Result<(), 
 }
 
 /// Puts a table back to the version that was the newest at a moment.
-async fn restore(platform: &Platform, table: &str, at: DateTime<Utc>, as_of: DateTime<Utc>) -> Result<(), PortError> {
+async fn put_back(platform: &Platform, table: &str, at: DateTime<Utc>, as_of: DateTime<Utc>) -> Result<(), PortError> {
     let lakehouse = &platform.ports.lakehouse;
     let all = lakehouse.versions(table, 1_000).await?;
     let newest = all.iter().filter(|v| v.at <= as_of).map(|v| v.version).max();
@@ -783,7 +857,7 @@ async fn look(platform: &Platform) -> Result<Ending, PortError> {
     let mut ending = Ending::default();
     let lakehouse = platform.ports.lakehouse.as_ref();
     for table in [STAGING, QUARANTINE, MART] {
-        if lakehouse.exists(table).await? {
+        if lakehouse.exists(table).await? && whole(lakehouse, table).await? {
             ending.hashes.insert(table.to_owned(), canonical_hash(lakehouse, table).await?);
         }
     }
@@ -795,6 +869,9 @@ async fn look(platform: &Platform) -> Result<Ending, PortError> {
             ending.warehouse = sales(&batches)?;
         }
     }
+    if ending.hashes.contains_key(STAGING) {
+        ending.staged = Some(staged(lakehouse).await?);
+    }
     if lakehouse.exists(FEATURES).await? {
         let sql = "SELECT count(*) FROM t WHERE region_preferida IS NULL".to_owned();
         let query = Query { sql, inputs: vec![("t".into(), Input::Delta(FEATURES.into()))] };
@@ -802,6 +879,30 @@ async fn look(platform: &Platform) -> Result<Ending, PortError> {
         ending.customers = batches.iter().map(|b| b.column(0).as_primitive::<Int64Type>().value(0).unsigned_abs()).sum();
     }
     Ok(ending)
+}
+
+/// Whether a table's rows can be read; files that are gone are a finding, and no reason to look again.
+async fn whole(lakehouse: &dyn Lakehouse, table: &str) -> Result<bool, PortError> {
+    match canonical_hash(lakehouse, table).await {
+        Ok(_) => Ok(true),
+        Err(e) if e.disposition == Disposition::Permanent => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Rows and cents of staging, by day.
+async fn staged(lakehouse: &dyn Lakehouse) -> Result<BTreeMap<NaiveDate, (i64, i64)>, PortError> {
+    let sql = "SELECT fecha, count(*), CAST(sum(monto_neto) AS DECIMAL(38,2)) FROM t GROUP BY fecha ORDER BY fecha".to_owned();
+    let mut out = BTreeMap::new();
+    for batch in lakehouse.query(&Query { sql, inputs: vec![("t".into(), Input::Delta(STAGING.into()))] }).await? {
+        let fechas = batch.column(0).as_primitive::<Date32Type>();
+        let (rows, cents) = (batch.column(1).as_primitive::<Int64Type>(), batch.column(2).as_primitive::<Decimal128Type>());
+        for i in 0..batch.num_rows() {
+            let fecha = NaiveDate::default() + chrono::Duration::days(fechas.value(i).into());
+            out.insert(fecha, (rows.value(i), cents.value(i) as i64));
+        }
+    }
+    Ok(out)
 }
 
 fn sales(batches: &[RecordBatch]) -> Result<Mart, PortError> {

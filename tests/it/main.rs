@@ -19,6 +19,7 @@ mod models;
 mod orchestrated;
 mod orchestrator;
 mod query;
+mod restore;
 mod simulator;
 mod sources;
 mod stream_chaos;

@@ -343,21 +343,33 @@ async fn store(args: &DoctorArgs, env: &SystemEnv) -> Result<(String, DateTime<U
     let path = ObjectPath::from(format!("_doctor/{}", env.new_id()));
     let outcome = exercise(store.as_ref(), &path, env).await;
     let removed = store.delete(&path).await;
-    let (stored, now) = outcome?;
+    let (stored, now, is_versioned) = outcome?;
     removed.map_err(|e| store_failed(&e))?;
     match store.head(&path).await {
         Err(StoreError::NotFound { .. }) => {}
         _ => return Err(Wrong::new("", format!("{path} is still there after it was removed"), "look at the store's own log")),
     }
-    Ok((format!("{place} writes, refuses to write over, reads, lists and removes"), stored, now))
+    // No reason to fail, but to know: it decides how a table that is removed comes back.
+    let versions = if is_versioned {
+        "keeps versions of what is deleted"
+    } else {
+        "warning: keeps no versions, so what is deleted comes back from an older version of its table or from raw only"
+    };
+    Ok((format!("{place} writes, refuses to write over, reads, lists and removes; {versions}"), stored, now))
 }
 
-async fn exercise(store: &dyn ObjectStore, path: &ObjectPath, env: &SystemEnv) -> Result<(DateTime<Utc>, DateTime<Utc>), Wrong> {
+async fn exercise(
+    store: &dyn ObjectStore,
+    path: &ObjectPath,
+    env: &SystemEnv,
+) -> Result<(DateTime<Utc>, DateTime<Utc>, bool), Wrong> {
     const BODY: &[u8] = b"simulacro doctor";
     let advice = "look at the store's own log, and at its rights";
     let failed = |e: StoreError| store_failed(&e);
     let create = || store.put_opts(path, BODY.into(), PutMode::Create.into());
-    create().await.map_err(failed)?;
+    let put = create().await.map_err(failed)?;
+    // A bucket without versions says nothing, or `null`.
+    let is_versioned = put.version.is_some_and(|version| version != "null");
     let now = env.now();
     match create().await {
         Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {}
@@ -380,7 +392,7 @@ async fn exercise(store: &dyn ObjectStore, path: &ObjectPath, env: &SystemEnv) -
     if !listed.iter().any(|m| m.location == *path) {
         return Err(Wrong::new("", format!("{path} is not listed after it was written"), advice));
     }
-    Ok((stored, now))
+    Ok((stored, now, is_versioned))
 }
 
 /// Our clock against the store's, and against a date before which this program did not exist.

@@ -13,6 +13,7 @@ mod options;
 mod orchestrate;
 mod query;
 mod report;
+mod restore;
 mod sinks;
 mod slo;
 mod status;
@@ -39,6 +40,7 @@ use options::{Failure, default_config, load_contract, read};
   simulacro batch run --postgres postgres://lector@db.local/tienda --data lake --contract ventas --date 2024-03-17
   simulacro batch backfill plan --data lake --from 1997-01-01 --to 1997-01-31
   simulacro batch backfill apply --source shop --data lake --from 1997-01-01 --to 1997-01-31
+  simulacro restore staging --source shop --data lake --execute
   simulacro status --data lake
   simulacro query --data lake \"SELECT * FROM marts.metricas_diarias ORDER BY fecha, region\"
   simulacro doctor --data lake --source shop
@@ -73,6 +75,8 @@ enum Command {
     /// The daily batch pipeline
     #[command(subcommand)]
     Batch(batch::BatchCommand),
+    /// Brings back tables whose objects were deleted: prints the ways, and with --execute takes the cheapest that works
+    Restore(Box<restore::RestoreArgs>),
     /// Prints runs by state and the canonical hash of each table
     Status(status::StatusArgs),
     /// Runs SQL over raw, staging, dimensions, marts and the warehouse, now or as of a time
@@ -118,6 +122,7 @@ async fn run(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Demo(args) => demo::run(args).await?,
         Command::Batch(command) => return batch::run(command).await,
+        Command::Restore(args) => return restore::run(*args).await,
         Command::Status(args) => status::run(args).await?,
         Command::Query(args) => query::run(args).await?,
         Command::Doctor(args) => return doctor::run(args).await,

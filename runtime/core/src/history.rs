@@ -4,13 +4,16 @@
 //! [`crate::platform::Platform::new`], so that no assembly can forget them. Object store calls made inside the
 //! lakehouse are recorded by the store that is handed to it, see [`RecordedStore`].
 
+mod destructive;
 mod log;
 
 use std::{
     collections::BTreeSet,
     fmt,
-    sync::Arc,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,6 +36,7 @@ use crate::ports::{
     Scd2, TableSource, TableVersion, TableWrite, Upsert, UpsertRows, Vacuum, Warehouse, event_log::EventLog,
 };
 use crate::store_credentials;
+use destructive::Deletes;
 
 /// One port call.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,12 +67,13 @@ pub struct Recorder {
     env: Arc<dyn Env>,
     sink: Arc<dyn HistorySink>,
     next: Arc<AtomicU64>,
+    deletes: Arc<Mutex<Deletes>>,
 }
 
 impl Recorder {
     /// A recorder that starts at ordinal 0.
     pub fn new(env: Arc<dyn Env>, sink: Arc<dyn HistorySink>) -> Self {
-        Self { env, sink, next: Arc::new(AtomicU64::new(0)) }
+        Self { env, sink, next: Arc::new(AtomicU64::new(0)), deletes: Arc::default() }
     }
     /// Records one event.
     pub fn record(&self, component: &str, call: &str, outcome: String, refs: Value) {
@@ -254,6 +259,7 @@ impl Lakehouse for Recorded<dyn Lakehouse> {
     }
     async fn vacuum(&self, vacuum: Vacuum) -> Result<Vec<String>> {
         let (table, hours, dry) = (vacuum.table.clone(), vacuum.retention_hours, vacuum.dry_run);
+        let _upkeep = self.recorder.upkeep(&table);
         let result = self.inner.vacuum(vacuum).await;
         let files = result.as_ref().ok().map(Vec::len);
         let refs = json!({ "table": table, "retention_hours": hours, "dry_run": dry, "files": files });
@@ -265,6 +271,7 @@ impl Lakehouse for Recorded<dyn Lakehouse> {
         self.recorder.port("lakehouse", "query", json!({ "inputs": query.inputs.len(), "rows": rows }), result)
     }
     async fn maintain(&self, table: &str) -> Result<()> {
+        let _upkeep = self.recorder.upkeep(table);
         let result = self.inner.maintain(table).await;
         self.recorder.port("lakehouse", "maintain", json!({ "table": table }), result)
     }
@@ -462,7 +469,13 @@ impl ObjectStore for RecordedStore {
         locations: BoxStream<'static, object_store::Result<Path>>,
     ) -> BoxStream<'static, object_store::Result<Path>> {
         self.recorder.record("object_store", "delete_stream", "ok".into(), json!({}));
-        self.inner.delete_stream(locations)
+        let recorder = self.recorder.clone();
+        let heard = locations.inspect(move |location| {
+            if let Ok(path) = location {
+                recorder.deletes(path.as_ref());
+            }
+        });
+        self.inner.delete_stream(heard.boxed())
     }
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
         self.recorder.record("object_store", "list", "ok".into(), json!({ "path": prefix.map(|p| p.to_string()) }));

@@ -15,6 +15,7 @@ pub mod orchestrator;
 pub mod platform;
 pub mod ports;
 pub mod quality;
+pub mod restore;
 pub mod slo;
 mod store_credentials;
 pub mod streaming;

@@ -1,6 +1,6 @@
 //! The one assembly: production and simulation differ in the `Ports` they hand in, and nowhere else.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,8 @@ use crate::{
     history::recorded,
     models::{self, Project, SelectError},
     orchestrator::{Attempt, RetryPolicy, SourcePolicy, Telling, breaker::SOURCE, source_checks, verify_sources},
-    ports::{Alert, BUSY, Disposition, Notifier, PortError, Ports, Run, RunState},
+    ports::{Alert, BUSY, Disposition, Notifier, PortError, Ports, Run, RunState, TableSource},
+    restore,
     streaming::{
         codec::{AvroClicks, AvroMetrics},
         config::StreamConfig,
@@ -57,6 +58,8 @@ pub struct Platform {
     pub fetching: FetchPolicy,
     /// Ports, with the recording wrapper on each.
     pub ports: Ports,
+    /// Whether tables that were lost are being made again; otherwise a day is held while one of them is gone.
+    pub recovering: bool,
 }
 
 /// What a run of a day came to.
@@ -73,7 +76,19 @@ pub struct DayOutcome {
 impl Platform {
     /// Assembles the platform; the only wiring there is.
     pub fn new(config: Config, contract: Contract, ports: Ports) -> Self {
-        Self { config, contract, models: None, fetching: FetchPolicy::STANDARD, ports: recorded(ports) }
+        Self { config, contract, models: None, fetching: FetchPolicy::STANDARD, ports: recorded(ports), recovering: false }
+    }
+
+    /// The same platform over another source of the sales, allowed to make tables again that were lost.
+    pub(crate) fn recovering_from(&self, tables: Arc<dyn TableSource>) -> Self {
+        Self {
+            config: self.config.clone(),
+            contract: self.contract.clone(),
+            models: self.models.clone(),
+            fetching: self.fetching,
+            ports: Ports { tables, ..self.ports.clone() },
+            recovering: true,
+        }
     }
 
     /// The same platform with the chosen models of a project; the mart of daily metrics is always among those of a day.
@@ -140,6 +155,7 @@ impl Platform {
             };
             let began = env.now();
             self.tell(&run, source_failed, &result).await;
+            self.tell_destructive().await;
             let duration_ms = u64::try_from((env.now() - began).num_milliseconds()).unwrap_or(0);
             let (task, outcome) = ("notificar".to_owned(), TaskOutcome::Succeeded);
             let told = TaskReport { task, outcome, rows_in: 0, rows_out: 0, dropped: BTreeMap::new(), bytes: 0, duration_ms };
@@ -299,6 +315,7 @@ impl Platform {
     pub async fn attempt_day(&self, run: &Run) -> Result<DayReport, DayError> {
         let (result, tasks) = self.attempt_tasks(run).await;
         self.keep(run, &tasks).await;
+        self.tell_destructive().await;
         result
     }
 
@@ -308,6 +325,11 @@ impl Platform {
             Ok(project) => project,
             Err(source) => return (Err(DayError::Port { fecha: *fecha, source }), Vec::new()),
         };
+        if !self.recovering
+            && let Err(error) = restore::nothing_lost(&self.ports, *fecha).await
+        {
+            return (Err(error), Vec::new());
+        }
         batch::run_day(&self.ports, &self.contract, &project, *fecha, *epoch, version, self.fetching).await
     }
 
@@ -400,7 +422,16 @@ impl Platform {
             },
             Ok(_) => Ok(()),
             Err(error @ DayError::Held { .. }) => {
-                let alert = Alert { dedup_key: held, kind: "day_held".into(), priority: 1, summary: error.to_string() };
+                let summary = error.to_string();
+                let alert = match error {
+                    // One alert for all that is gone of a layer; the restore resolves it.
+                    DayError::Held { gate, found, .. } if *gate == restore::TABLE_LOST => {
+                        restore::alert(found.rsplit(' ').next().unwrap_or_default(), summary)
+                    }
+                    DayError::Held { .. } | DayError::Port { .. } => {
+                        Alert { dedup_key: held, kind: "day_held".into(), priority: 1, summary }
+                    }
+                };
                 notifier.raise(&alert).await
             }
             Err(DayError::Port { .. }) if source_failed => Ok(()),
@@ -410,6 +441,20 @@ impl Platform {
                 notifier.raise(&alert).await
             }
         };
+        debug_assert!(told.is_ok(), "telling fails nobody");
+    }
+
+    /// Counts the deletes of this process that nothing in the platform asks for, and raises the alert for them.
+    pub async fn tell_destructive(&self) {
+        let (calls, paths) = self.ports.recorder.take_destructive();
+        if calls == 0 {
+            return;
+        }
+        self.ports.metrics.count("simulacro_destructive_calls_total", &[], calls);
+        let notifier = Telling { notifier: self.ports.notifier.clone(), metrics: self.ports.metrics.clone() };
+        let summary = format!("{calls} objects deleted outside of VACUUM, among them {}", paths.join(", "));
+        let dedup_key = format!("{}:{}", restore::DESTRUCTIVE, paths.first().map_or("", String::as_str));
+        let told = notifier.raise(&Alert { dedup_key, kind: restore::DESTRUCTIVE.into(), priority: 1, summary }).await;
         debug_assert!(told.is_ok(), "telling fails nobody");
     }
 

@@ -43,8 +43,8 @@ use deltalake::{
 };
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use simulacro_core::ports::{
-    AddColumns, Append, AppendRows, Commit, DayWrite, Input, Lakehouse, Optimize, PortError, Query, Restore, Result, Rewritten,
-    Scd2, TableVersion, TableWrite, Upsert, Vacuum,
+    AddColumns, Append, AppendRows, Commit, DayWrite, Disposition, Input, Lakehouse, Optimize, PortError, Query, Restore, Result,
+    Rewritten, Scd2, TableVersion, TableWrite, Upsert, Vacuum,
 };
 use url::Url;
 
@@ -314,9 +314,18 @@ impl Lakehouse for DeltaLakehouse {
     }
 
     async fn last_epoch(&self, table: &str, fecha: NaiveDate) -> Result<Option<i64>> {
-        match self.open(table).await? {
-            None => Ok(None),
-            Some(opened) => Self::epoch(&opened, &app_id(table, &fecha.to_string())).await,
+        let app = app_id(table, &fecha.to_string());
+        let Some(opened) = self.open(table).await? else { return Ok(None) };
+        match Self::epoch(&opened, &app).await {
+            // The log of a snapshot that was carried forward may have been deleted, which shows when it is read.
+            Err(e) if e.disposition == Disposition::Permanent => {
+                self.forget(table);
+                match self.open(table).await? {
+                    None => Ok(None),
+                    Some(opened) => Self::epoch(&opened, &app).await,
+                }
+            }
+            other => other,
         }
     }
 
@@ -378,6 +387,16 @@ impl Lakehouse for DeltaLakehouse {
     }
 
     async fn exists(&self, table: &str) -> Result<bool> {
+        // A snapshot that is carried forward does not notice that its log was deleted, since it looks for newer entries only.
+        let known = self.opened.lock().unwrap_or_else(PoisonError::into_inner).get(table).and_then(DeltaTable::version);
+        if let Some(version) = known {
+            let entry = Path::from(format!("{table}/_delta_log/{version:020}.json"));
+            match self.store.head(&entry).await {
+                Ok(_) => {}
+                Err(object_store::Error::NotFound { .. }) => self.forget(table),
+                Err(e) => return Err(read_failed(format!("look for {entry}"), e)),
+            }
+        }
         Ok(self.open(table).await?.is_some())
     }
 }
@@ -385,7 +404,6 @@ impl Lakehouse for DeltaLakehouse {
 #[cfg(test)]
 mod tests {
     use deltalake::datafusion::error::DataFusionError;
-    use simulacro_core::ports::Disposition;
 
     use super::*;
 

@@ -3,7 +3,7 @@
 use super::Entry;
 
 /// Every fault there is. A test parses each example, and compares the list with the enumeration.
-pub const CATALOGUE: [Entry; 39] = [
+pub const CATALOGUE: [Entry; 40] = [
     Entry {
         mode: "source_unavailable",
         failure: 1,
@@ -237,6 +237,13 @@ pub const CATALOGUE: [Entry; 39] = [
         example: "mode = \"store\"\nkind = \"no_space\"\nfrom = \"2024-03-18T03:00:00Z\"\nto = \"2024-03-18T03:02:00Z\"\npath = \"/_delta_log/\"",
     },
     Entry {
+        mode: "store, kind prefix_removed",
+        failure: 9,
+        seen: "404 NoSuchKey for what was published, or a table that is not there any more",
+        defence: "no day is run into a table that is gone; one command undeletes, goes back in time, or makes the days again from raw",
+        example: "mode = \"store\"\nkind = \"prefix_removed\"\nprefix = \"staging/\"\nat = \"2024-03-18T12:00:00Z\"\nfor_good = false",
+    },
+    Entry {
         mode: "service, kind ledger_full",
         failure: 8,
         seen: "ERROR 53100 could not extend file: No space left on device",
@@ -301,6 +308,7 @@ mod tests {
             Fault::Store(StoreFault::BlackHole { .. }) => "store, kind black_hole",
             Fault::Store(StoreFault::Truncated { .. }) => "store, kind truncated",
             Fault::Store(StoreFault::TokenExpired { .. }) => "store, kind token_expired",
+            Fault::Store(StoreFault::PrefixRemoved { .. }) => "store, kind prefix_removed",
             // What a wrong clock meets at the store.
             Fault::Store(StoreFault::TooSkewed { .. }) | Fault::Clock { .. } => "clock",
             Fault::WorkerCrash { .. } => "worker_crash",

@@ -637,6 +637,7 @@ async fn judgement(
         platform: Some(report),
         incident: None,
         without: None,
+        recovered: Vec::new(),
     };
     Ok((judgement, world.history.take()))
 }

@@ -668,5 +668,6 @@ fn judge(stage: &Stage, plan: &workload::Plan, crashes: u64, virtual_s: u64) -> 
         platform: None,
         incident: None,
         without: None,
+        recovered: Vec::new(),
     })
 }

@@ -26,6 +26,7 @@ pub(crate) use hash::{OrderFreeHash, each_row, hex};
 pub use publish::Published;
 pub(crate) use publish::publish;
 pub use raw::{Manifest, ManifestFile, RawDay, RawLayout, arrow_schema, extract_raw};
+pub(crate) use raw::{newest_raw, read_part};
 pub(crate) use tasks::Tasks;
 pub use tasks::{TaskOutcome, TaskReport};
 pub(crate) use transform::UTC;

@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     contract::Contract,
-    ports::{Column, PortError, Ports, Result, TableSource},
+    ports::{Column, Disposition, PortError, Ports, Result, TableSource},
 };
 
 /// How a day is cut into objects. The same rows in the same order give the same objects.
@@ -145,6 +145,37 @@ impl RawDay {
     pub fn paths(&self) -> Vec<String> {
         self.manifest.files.iter().map(|f| f.path.clone()).collect()
     }
+}
+
+/// The newest version of a raw day; `Ok(Err(..))` says why there is none that could be read.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn newest_raw(objects: &dyn ObjectStore, table: &str, fecha: NaiveDate) -> Result<Result<RawDay, String>> {
+    let found = Partition::list(objects, &format!("raw/{table}/fecha={fecha}")).await?;
+    let manifest = match found.newest_manifest(objects).await {
+        Ok(Some(manifest)) => manifest,
+        Ok(None) => return Ok(Err(format!("raw/{table} has no such day"))),
+        Err(e) if e.disposition == Disposition::Permanent => return Ok(Err(e.chain())),
+        Err(e) => return Err(e),
+    };
+    match manifest.files.iter().find(|file| !found.has(file)) {
+        None => Ok(Ok(RawDay { manifest })),
+        Some(file) => Ok(Err(format!("{} is gone, or not of {} bytes", file.path, file.bytes))),
+    }
+}
+
+/// The bytes of a part, which are those that its manifest tells of.
+///
+/// # Errors
+/// `Permanent` when they are others; otherwise when the store fails.
+pub(crate) async fn read_part(objects: &dyn ObjectStore, file: &ManifestFile) -> Result<Bytes> {
+    let bytes = read_all(objects, &Path::from(file.path.as_str())).await?;
+    let found = hex(&Sha256::digest(&bytes));
+    if found == file.sha256 {
+        return Ok(bytes);
+    }
+    Err(PortError::permanent(format!("read {}: found sha256 {found}, expected {}", file.path, file.sha256)))
 }
 
 /// Extracts a day into the raw layer.

@@ -14,13 +14,14 @@ pub trait Metrics: fmt::Debug + Send + Sync {
 }
 
 /// Every metric of the platform: name, kind and help text. An exporter describes these and no others.
-pub const ALL: [(&str, Kind, &str); 21] = [
+pub const ALL: [(&str, Kind, &str); 22] = [
     ("simulacro_batch_runs_total", Kind::Counter, "Runs of the daily pipeline that ended, by state"),
     ("simulacro_batch_rows_total", Kind::Counter, "Source rows of published days, by fate"),
     ("simulacro_batch_run_duration_seconds", Kind::Gauge, "Duration of the last run of the daily pipeline"),
     ("simulacro_batch_revenue_cents", Kind::Gauge, "Net revenue of the day published last, in cents"),
     ("simulacro_batch_raw_bytes", Kind::Gauge, "Size of the raw objects of the day published last"),
     ("simulacro_batch_last_success_timestamp_seconds", Kind::Gauge, "When a day was last published, in seconds since 1970"),
+    ("simulacro_destructive_calls_total", Kind::Counter, "Objects of the lake that this process deleted outside of upkeep"),
     ("simulacro_runs_total", Kind::Counter, "Runs that the orchestrator ended, by asset and state"),
     ("simulacro_sla_missed_total", Kind::Counter, "Turns that were not published at the moment of their SLA, by asset"),
     ("simulacro_breaker_open", Kind::Gauge, "Whether the circuit breaker of an asset is open: 1 open, 0 closed"),

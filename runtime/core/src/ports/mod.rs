@@ -13,6 +13,7 @@ pub mod metrics;
 mod notifier;
 pub mod schema_registry;
 mod table_source;
+mod versions;
 mod warehouse;
 
 pub use dimension_api::{DimensionApi, Fetched, NoDimensions, Snapshot, not_offered};
@@ -28,6 +29,7 @@ pub use metrics::Metrics;
 pub use notifier::{Alert, Notifier};
 pub use schema_registry::{Compatibility, RegisteredSchema, SchemaRegistry, Verdict};
 pub use table_source::{Column, PartitionRead, TableSource};
+pub use versions::{Deleted, NOT_VERSIONED, NoVersions, Versions};
 pub use warehouse::{UpsertRows, Warehouse};
 
 use std::sync::Arc;
