@@ -109,6 +109,9 @@ pub enum Begins {
     Before,
     /// At any time.
     AnyTime,
+    /// In the daytime, and over an hour before midnight: what a clock puts into the day before is explained only when the
+    /// batch of the next day is there.
+    InTheDaytime,
 }
 
 const BATCH_S: i64 = 3_600;
@@ -331,7 +334,7 @@ pub const CATALOGUE: [Entry; 18] = [
         alerts: &[],
         needs_operator: false,
         lasts_s: (3_600, 14_400),
-        begins: Begins::AnyTime,
+        begins: Begins::InTheDaytime,
         needs_stream: true,
     },
 ];
@@ -401,6 +404,7 @@ impl Fault {
             Begins::WithTheDay => midnight - TimeDelta::days(1),
             Begins::Before => run_at - seconds(random.between(60, 10_000)),
             Begins::AnyTime => midnight + seconds(random.between(0, 86_399)),
+            Begins::InTheDaytime => midnight + seconds(random.between(7_200, 82_800 - entry.lasts_s.1)),
         };
         let offset_s = match mode {
             Mode::ClockSkew | Mode::ProducerClock => {
