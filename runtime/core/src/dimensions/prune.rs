@@ -23,6 +23,7 @@ use crate::{
 /// # Errors
 /// Those of the store; a damaged manifest is `Permanent`, and nothing of its dimension is removed.
 pub async fn prune(ports: &Ports, keep: Duration) -> Result<Vec<String>> {
+    let _upkeep = ports.recorder.upkeep("dim/raw");
     let mut removed = Vec::new();
     for dimension in Dimension::ALL {
         removed.extend(prune_one(ports, dimension, keep).await?);

@@ -1,8 +1,9 @@
 //! Destructive calls: deletes of objects that nothing in the platform asks for.
 //!
-//! The platform deletes for three reasons only: the upkeep of a table (VACUUM, and log entries that a checkpoint stands for),
-//! what is not visible yet (parts of a raw day that no manifest names, a dimension's candidate), and temporary files of commits. Whatever else a process deletes in the lake
-//! is worth an alert. What this leaves out: deletes by other processes, of which the tables that are gone tell.
+//! The platform deletes for three reasons only: upkeep (VACUUM, log entries that a checkpoint stands for, old versions of
+//! dimensions), what is not visible yet (parts of a raw day that no manifest names, a dimension's candidate), and temporary
+//! files of commits. Whatever else a process deletes in the lake is worth an alert. What this leaves out: deletes by other
+//! processes, of which the tables that are gone tell.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +26,7 @@ pub(super) struct Deletes {
 
 /// The upkeep of a table; it is under way until this is dropped.
 #[derive(Debug)]
-pub(super) struct Upkeep {
+pub(crate) struct Upkeep {
     deletes: Arc<Mutex<Deletes>>,
     table: String,
 }
@@ -54,8 +55,8 @@ fn is_kept(path: &str) -> bool {
 }
 
 impl Recorder {
-    /// Lets the upkeep of a table delete what it must, until the answer is dropped.
-    pub(super) fn upkeep(&self, table: &str) -> Upkeep {
+    /// Lets the upkeep of a table, or of a folder, delete what it must, until the answer is dropped.
+    pub(crate) fn upkeep(&self, table: &str) -> Upkeep {
         *self.deletes.lock().unwrap_or_else(PoisonError::into_inner).upkeep.entry(table.to_owned()).or_default() += 1;
         Upkeep { deletes: self.deletes.clone(), table: table.to_owned() }
     }
