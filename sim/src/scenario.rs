@@ -352,9 +352,7 @@ impl Story {
         match self {
             Self::Platform(_) => None,
             Self::Batch(scenario) if scenario.without.is_empty() || scenario.expect.verdict != Verdict::Caught => None,
-            Self::Batch(scenario) => {
-                Some(Self::Batch(Box::new(Scenario { without: BTreeSet::new(), ..(**scenario).clone() })))
-            }
+            Self::Batch(scenario) => Some(Self::Batch(Box::new(Scenario { without: BTreeSet::new(), ..(**scenario).clone() }))),
             Self::Stream(story) => {
                 story.sabotage?;
                 let mut defended = StreamScenario { sabotage: None, ..(**story).clone() };

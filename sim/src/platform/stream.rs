@@ -633,11 +633,12 @@ async fn warehouse(platform: &Platform) -> Result<ByRegion, Failure> {
     let mut out = ByRegion::new();
     for batch in platform.ports.warehouse.query(&sql, &[METRICAS]).await? {
         let columns = (0..6).map(|column| strings(&batch, column)).collect::<Result<Vec<_>, _>>()?;
-        for row in 0..batch.num_rows() {
-            let number = |column: usize| columns[column][row].parse::<i64>();
+        let mut columns: Vec<_> = columns.into_iter().map(Vec::into_iter).collect();
+        while let Some(row) = columns.iter_mut().map(Iterator::next).collect::<Option<Vec<String>>>() {
+            let number = |column: usize| row[column].parse::<i64>();
             let totals =
                 Totals { clicks: number(2)?, purchases: number(3)?, add_to_cart: number(4)?, cents: number(5)?, users: 0 };
-            out.insert((columns[0][row].parse()?, columns[1][row].clone()), totals);
+            out.insert((row[0].parse()?, row[1].clone()), totals);
         }
     }
     Ok(out)
