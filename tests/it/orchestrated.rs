@@ -194,6 +194,7 @@ fn a_wrong_configuration_names_what_is_wrong_and_nothing_is_written() {
         ("[orchestrator]\nlease = 3", vec!["orchestrate.toml", "lease", "lease_ttl_s"]),
         ("[assets.ecommerce_batch_daily]\nschedule = '0 3 * *'", vec!["ecommerce_batch_daily", "schedule", "0 3 * *"]),
         ("[assets.nomina]\nsla_s = 3", vec!["nomina is not known", "ecommerce_batch_daily"]),
+        ("[inference]\ncommand = []", vec!["[inference] command", "a program and its arguments"]),
         ("[alerts.slack]\nwebhook_url_env = 'NO_ESTA_PUESTA'", vec!["NO_ESTA_PUESTA is not set"]),
         ("[alerts.pagerduty]\nrouting_key = 'secreta'", vec!["routing_key_env"]),
     ] {

@@ -106,6 +106,14 @@ pub struct RegistryPart {
     pub url: Option<String>,
 }
 
+/// The inference of a trained model over the features of a day.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InferencePart {
+    /// The program and its arguments; the day is in SIMULACRO_FECHA, the epoch of the run in SIMULACRO_EPOCH.
+    pub command: Option<Vec<String>>,
+}
+
 /// The metrics endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -132,6 +140,8 @@ pub struct Platform {
     pub kafka: KafkaPart,
     /// The schema registry.
     pub registry: RegistryPart,
+    /// The inference.
+    pub inference: InferencePart,
     /// The metrics endpoint.
     pub metrics: MetricsPart,
     /// The streaming job's settings, as its own file has them.
@@ -145,7 +155,7 @@ pub struct Platform {
 }
 
 /// Names of the tables.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 13] = [
     "source",
     "lake",
     "ledger",
@@ -153,6 +163,7 @@ const TABLES: [&str; 12] = [
     "dimensions",
     "kafka",
     "registry",
+    "inference",
     "metrics",
     "stream",
     "orchestrator",
@@ -237,6 +248,9 @@ impl Platform {
             if !brokers.split(',').all(|b| is_address(b.trim())) {
                 return Err(wrong("[kafka] brokers", format!("{brokers:?}"), "host:port, or several with commas"));
             }
+        }
+        if self.inference.command.as_ref().is_some_and(|c| c.first().is_none_or(String::is_empty)) {
+            return Err(wrong("[inference] command", format!("{:?}", self.inference.command), "a program and its arguments"));
         }
         self.orchestrator.check()?;
         Ok(())

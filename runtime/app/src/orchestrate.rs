@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use chrono::{DateTime, Utc};
 use clap::Args;
 use simulacro_adapters::{
-    AlertRouter, KafkaConfig, KafkaLog, PostgresLedger, PostgresServer, PrometheusMetrics, SqliteLedger, SystemEnv,
+    AlertRouter, ExternalProgram, KafkaConfig, KafkaLog, PostgresLedger, PostgresServer, PrometheusMetrics, SqliteLedger, SystemEnv,
 };
 use simulacro_core::{
     assets::{self, DailyBatch, Dimensions, LakeMaintenance, StreamingMonitor, UserFeatures},
@@ -176,6 +176,13 @@ pub async fn orchestrate(args: OrchestrateArgs) -> Result<(), Failure> {
     if has_dimensions {
         run.push(assets::api_dimensiones()?);
     }
+    let inference = match &file.inference.command {
+        Some(command) => {
+            run.push(assets::ml_inference_daily()?);
+            Some(ExternalProgram::new(command.clone())?)
+        }
+        None => None,
+    };
     settled(run, &file.assets)?;
     let contract = load_contract(&args.contract)?;
     let env: Arc<dyn Env> = Arc::new(SystemEnv::default());
@@ -196,6 +203,9 @@ pub async fn orchestrate(args: OrchestrateArgs) -> Result<(), Failure> {
     ];
     if has_dimensions {
         works.push((assets::api_dimensiones()?, Arc::new(Dimensions { platform: platform.clone() })));
+    }
+    if let Some(program) = inference {
+        works.push((assets::ml_inference_daily()?, Arc::new(program)));
     }
     if let Some(brokers) = &args.kafka {
         let monitor = StreamingMonitor {

@@ -27,6 +27,8 @@ pub const DIMENSIONS: &str = "api_dimensiones";
 pub const FEATURES: &str = "ml_feature_engineering";
 /// Model that the features are.
 const FEATURES_MODEL: &str = "user_features";
+/// Name of the asset that applies a trained model to the features.
+pub const INFERENCE: &str = "ml_inference_daily";
 /// Name of the weekly maintenance.
 pub const MAINTENANCE: &str = "lake_maintenance";
 /// Name of the stream's monitor.
@@ -97,6 +99,20 @@ pub fn ml_feature_engineering() -> Result<Asset, PlanError> {
         schedule: Schedule::parse("30 6 * * *")?,
         lag_days: 1,
         ..api_dimensiones()?
+    })
+}
+
+/// `ml_inference_daily`: at 07:30 UTC, after the features of the day before; none for a day that has none.
+///
+/// # Errors
+/// None that a test does not exclude.
+pub fn ml_inference_daily() -> Result<Asset, PlanError> {
+    Ok(Asset {
+        name: INFERENCE.into(),
+        depends_on: vec![FEATURES.into()],
+        schedule: Schedule::parse("30 7 * * *")?,
+        timeout_s: 3_600,
+        ..ml_feature_engineering()?
     })
 }
 
@@ -376,6 +392,7 @@ pub fn all() -> Result<Vec<Asset>, PlanError> {
         ecommerce_streaming_monitor()?,
         lake_maintenance()?,
         ml_feature_engineering()?,
+        ml_inference_daily()?,
     ])
 }
 
