@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, SubsecRound, Utc};
 use simulacro_core::{
     contract::check::QualityResult,
-    ports::{BUSY, FENCED, Fact, Fence, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, RunState},
+    ports::{BUSY, FENCED, Fact, Fence, Fold, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, RunState},
 };
 
 use crate::host::Host;
@@ -47,6 +47,15 @@ impl Database {
         }
         let text = format!("{what} under token {} of lease {}: its token is {present:?}", fence.token, fence.lease);
         Err(PortError::permanent(text).code(FENCED))
+    }
+
+    fn put(&mut self, fact: &Fact) {
+        let key = (fact.topic.clone(), fact.name.clone());
+        if fact.value.is_null() {
+            self.facts.remove(&key);
+        } else {
+            self.facts.insert(key, Fact { at: micro(fact.at), ..fact.clone() });
+        }
     }
 
     fn let_go(&mut self, client: u64, run: &Run) {
@@ -187,6 +196,19 @@ impl RunLedger for SimLedger {
         let of_pipeline = database.runs.range((pipeline.to_owned(), from, i64::MIN)..).map(|(_, run)| run);
         Ok(of_pipeline.take_while(|r| r.pipeline == pipeline).cloned().collect())
     }
+    async fn fold_runs(&self, fold: &Fold, fence: Option<&Fence>) -> Result<()> {
+        self.host.only_alive().await;
+        let mut database = self.database.lock().map_err(poisoned)?;
+        database.check("fold runs", fence)?;
+        database.put(&fold.fact);
+        for (fecha, epoch) in &fold.runs {
+            let key = (fold.pipeline.clone(), *fecha, *epoch);
+            if database.runs.get(&key).is_some_and(|run| run.state != RunState::Running) {
+                database.runs.remove(&key);
+            }
+        }
+        Ok(())
+    }
     async fn acquire_lease(&self, name: &str, holder: &str, ttl: Duration, now: DateTime<Utc>) -> Result<Lease> {
         self.host.only_alive().await;
         let mut database = self.database.lock().map_err(poisoned)?;
@@ -226,12 +248,7 @@ impl RunLedger for SimLedger {
         self.host.only_alive().await;
         let mut database = self.database.lock().map_err(poisoned)?;
         database.check("keep a fact", fence)?;
-        let key = (fact.topic.clone(), fact.name.clone());
-        if fact.value.is_null() {
-            database.facts.remove(&key);
-        } else {
-            database.facts.insert(key, Fact { at: micro(fact.at), ..fact.clone() });
-        }
+        database.put(fact);
         Ok(())
     }
     async fn facts(&self, topic: &str) -> Result<Vec<Fact>> {
@@ -260,6 +277,23 @@ impl RunLedger for SimLedger {
             database.quality.insert(key, QualityResult { checked_at, ..r.clone() });
         }
         Ok(())
+    }
+    async fn thin_quality(&self, layer: &str, fecha: NaiveDate, before: DateTime<Utc>) -> Result<u64> {
+        self.host.only_alive().await;
+        let mut database = self.database.lock().map_err(poisoned)?;
+        let from = (fecha, DateTime::<Utc>::MIN_UTC, String::new(), String::new());
+        let to = (fecha, DateTime::<Utc>::MAX_UTC, String::new(), String::new());
+        let (mut last, mut gone) = (BTreeSet::new(), Vec::new());
+        for (key, result) in database.quality.range(from..to).rev() {
+            let is_last = last.insert((result.asset.clone(), result.check.clone()));
+            if !is_last && result.passed && result.layer == layer && key.1 < micro(before) {
+                gone.push(key.clone());
+            }
+        }
+        for key in &gone {
+            database.quality.remove(key);
+        }
+        Ok(gone.len() as u64)
     }
     async fn quality(&self, fecha: NaiveDate) -> Result<Vec<QualityResult>> {
         self.host.only_alive().await;

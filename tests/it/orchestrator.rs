@@ -19,7 +19,9 @@ use simulacro_core::{
         Asset, AssetSettings, BreakerPolicy, Job, LEASE, LoopConfig, Orchestrator, OrchestratorPorts, Plan, RetryPolicy,
         Schedule, Slot, SourcePolicy, Status, Work, WorkError, pause, resume,
     },
-    ports::{Alert, Env, Fact, Fence, Lease, Notifier, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, RunState},
+    ports::{
+        Alert, Env, Fact, Fence, Fold, Lease, Notifier, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, RunState,
+    },
 };
 use simulacro_sim::{
     host::Host,
@@ -242,6 +244,9 @@ impl RunLedger for Cut {
     async fn runs_since(&self, pipeline: &str, from: NaiveDate) -> Result<Vec<Run>> {
         through!(self, self.inner.runs_since(pipeline, from))
     }
+    async fn fold_runs(&self, fold: &Fold, fence: Option<&Fence>) -> Result<()> {
+        through!(self, self.inner.fold_runs(fold, fence))
+    }
     async fn acquire_lease(&self, name: &str, holder: &str, ttl: Duration, now: DateTime<Utc>) -> Result<Lease> {
         through!(self, self.inner.acquire_lease(name, holder, ttl, now))
     }
@@ -268,6 +273,9 @@ impl RunLedger for Cut {
     }
     async fn put_quality(&self, results: &[QualityResult]) -> Result<()> {
         through!(self, self.inner.put_quality(results))
+    }
+    async fn thin_quality(&self, layer: &str, fecha: NaiveDate, before: DateTime<Utc>) -> Result<u64> {
+        through!(self, self.inner.thin_quality(layer, fecha, before))
     }
     async fn quality(&self, fecha: NaiveDate) -> Result<Vec<QualityResult>> {
         through!(self, self.inner.quality(fecha))

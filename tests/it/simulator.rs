@@ -181,3 +181,16 @@ fn a_platform_story_with_a_wrong_expectation_is_violated() {
     assert_eq!(run.status.code(), Some(1), "{said}");
     assert!(said.contains("invariant slos_met: streaming_freshness is not met"), "{said}");
 }
+
+/// What watches the stream tells of a wrong clock as it happens, of what it was worth on the next morning, and of what only
+/// the day after explains until then.
+#[test]
+fn a_wrong_clock_of_who_sends_is_told_by_the_monitor_and_by_the_reconciliation_and_is_explained_in_the_end() {
+    let scenario = root().join("scenarios/platform/stream_watch.toml");
+    let run = output("simulacro-sim", &["run", scenario.to_str().expect("a path")]);
+    let said = String::from_utf8_lossy(&run.stdout).into_owned() + &said(&run);
+    assert_eq!(run.status.code(), Some(0), "{said}");
+    for wanted in ["breaker_open", "day_held", "reconciliation_warning", "unexplained 0.00"] {
+        assert!(said.contains(wanted), "no {wanted} in {said}");
+    }
+}

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
 use simulacro_core::{
     contract::{Severity, check::QualityResult},
-    ports::{BUSY, FENCED, Fact, Fence, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, RunState},
+    ports::{BUSY, FENCED, Fact, Fence, Fold, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, RunState},
 };
 use sqlx::{
     Row, Sqlite, SqlitePool, Transaction,
@@ -238,6 +238,20 @@ impl SqliteLedger {
     }
 }
 
+/// Keeps a fact, or takes it away.
+async fn put(tx: &mut Transaction<'static, Sqlite>, fact: &Fact) -> sqlx::Result<()> {
+    let statement = if fact.value.is_null() {
+        sqlx::query("DELETE FROM facts WHERE topic = ? AND name = ?").bind(&fact.topic).bind(&fact.name)
+    } else {
+        sqlx::query("INSERT OR REPLACE INTO facts (topic, name, value, at_us) VALUES (?, ?, ?, ?)")
+            .bind(&fact.topic)
+            .bind(&fact.name)
+            .bind(fact.value.to_string())
+            .bind(fact.at.timestamp_micros())
+    };
+    statement.execute(&mut **tx).await.map(|_| ())
+}
+
 fn busy(pipeline: &str, who: &str) -> PortError {
     PortError::retryable(format!("begin a run of {pipeline}: {who} is running it")).code(BUSY)
 }
@@ -362,6 +376,22 @@ impl RunLedger for SqliteLedger {
         rows.iter().map(read_run).collect()
     }
 
+    async fn fold_runs(&self, fold: &Fold, fence: Option<&Fence>) -> Result<()> {
+        let what = "fold runs";
+        let mut tx = self.write(what, fence).await?;
+        put(&mut tx, &fold.fact).await.map_err(failed(what))?;
+        for (fecha, epoch) in &fold.runs {
+            sqlx::query("DELETE FROM runs WHERE pipeline = ? AND fecha = ? AND epoch = ? AND state <> 'running'")
+                .bind(&fold.pipeline)
+                .bind(fecha.to_string())
+                .bind(epoch)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed(what))?;
+        }
+        tx.commit().await.map_err(failed(what))
+    }
+
     async fn acquire_lease(&self, name: &str, holder: &str, ttl: Duration, now: DateTime<Utc>) -> Result<Lease> {
         let token: Option<i64> = sqlx::query_scalar(
             "INSERT INTO leases VALUES (?, ?, 1, ?, ?) ON CONFLICT (name) DO UPDATE SET holder = excluded.holder,
@@ -426,16 +456,7 @@ impl RunLedger for SqliteLedger {
 
     async fn put_fact(&self, fact: &Fact, fence: Option<&Fence>) -> Result<()> {
         let mut tx = self.write("keep a fact", fence).await?;
-        let statement = if fact.value.is_null() {
-            sqlx::query("DELETE FROM facts WHERE topic = ? AND name = ?").bind(&fact.topic).bind(&fact.name)
-        } else {
-            sqlx::query("INSERT OR REPLACE INTO facts (topic, name, value, at_us) VALUES (?, ?, ?, ?)")
-                .bind(&fact.topic)
-                .bind(&fact.name)
-                .bind(fact.value.to_string())
-                .bind(fact.at.timestamp_micros())
-        };
-        statement.execute(&mut *tx).await.map_err(failed("keep a fact"))?;
+        put(&mut tx, fact).await.map_err(failed("keep a fact"))?;
         tx.commit().await.map_err(failed("keep a fact"))
     }
 
@@ -536,6 +557,22 @@ impl RunLedger for SqliteLedger {
             .map_err(failed("keep quality results"))?;
         }
         tx.commit().await.map_err(failed("keep quality results"))
+    }
+
+    async fn thin_quality(&self, layer: &str, fecha: NaiveDate, before: DateTime<Utc>) -> Result<u64> {
+        let done = sqlx::query(
+            "DELETE FROM quality_results WHERE fecha = ? AND layer = ? AND passed AND checked_us < ? AND EXISTS
+             (SELECT 1 FROM quality_results AS later WHERE later.\"check\" = quality_results.\"check\" AND
+             later.asset = quality_results.asset AND later.fecha = quality_results.fecha AND
+             later.checked_us > quality_results.checked_us)",
+        )
+        .bind(fecha.to_string())
+        .bind(layer)
+        .bind(before.timestamp_micros())
+        .execute(&self.pool)
+        .await
+        .map_err(failed("thin quality results"))?;
+        Ok(done.rows_affected())
     }
 
     async fn quality(&self, fecha: NaiveDate) -> Result<Vec<QualityResult>> {

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
 use simulacro_core::{
     contract::check::QualityResult,
-    ports::{BUSY, Fact, Fence, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, RunState},
+    ports::{BUSY, Fact, Fence, Fold, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, RunState},
 };
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
@@ -227,6 +227,25 @@ impl PostgresLedger {
     }
 
     /// Writes the end of a run down.
+    /// Keeps a fact, or takes it away, within a transaction.
+    async fn put(&self, session: &mut PgConnection, what: &str, fact: &Fact) -> Result<()> {
+        let (value, at) = (fact.value.to_string(), fact.at.timestamp_micros());
+        let (sql, values) = if fact.value.is_null() {
+            let sql = format!("DELETE FROM {} WHERE topic = $1::text AND name = $2::text", self.facts);
+            (sql, vec![Value::Text(&fact.topic), Value::Text(&fact.name)])
+        } else {
+            let sql = format!(
+                "INSERT INTO {} (topic, name, value, at) VALUES ($1::text, $2::text, $3::text::json, \
+                 to_timestamp(0) + $4::bigint * interval '1 microsecond') \
+                 ON CONFLICT (topic, name) DO UPDATE SET value = excluded.value, at = excluded.at",
+                self.facts
+            );
+            (sql, vec![Value::Text(&fact.topic), Value::Text(&fact.name), Value::Text(&value), Value::Integer(at)])
+        };
+        self.server.rows(session, sql, &values).await.map_err(|e| classify(what, e))?;
+        Ok(())
+    }
+
     async fn close_run(&self, run: &Run) -> Result<()> {
         let what = format!("finish run {} of {} in the ledger", run.run_id, run.pipeline);
         let sql = format!(
@@ -381,6 +400,29 @@ impl RunLedger for PostgresLedger {
         rows.iter().map(read_run).collect()
     }
 
+    async fn fold_runs(&self, fold: &Fold, fence: Option<&Fence>) -> Result<()> {
+        let what = format!("fold {} runs of {}", fold.runs.len(), fold.pipeline);
+        let mut connection = self.server.connect().await?;
+        self.begin_fenced(&mut connection, &what, fence).await?;
+        self.put(&mut connection, &what, &fold.fact).await?;
+        let days: Vec<(String, i64)> = fold.runs.iter().map(|(fecha, epoch)| (fecha.to_string(), *epoch)).collect();
+        for days in days.chunks(ROWS_PER_STATEMENT) {
+            let mut values: Vec<_> =
+                days.iter().flat_map(|(fecha, epoch)| [Value::Text(fecha), Value::Integer(*epoch)]).collect();
+            let sql = format!(
+                "DELETE FROM {} WHERE pipeline = ${}::text AND state <> 'running' AND (fecha, epoch) IN (VALUES {})",
+                self.runs,
+                values.len() + 1,
+                placeholders(days.len(), &["text::date", "bigint"])
+            );
+            values.push(Value::Text(&fold.pipeline));
+            self.server.rows(&mut connection, sql, &values).await.map_err(|e| classify(what.as_str(), e))?;
+        }
+        self.commit(&mut connection, &what).await?;
+        self.server.close(connection).await;
+        Ok(())
+    }
+
     async fn acquire_lease(&self, name: &str, holder: &str, ttl: Duration, now: DateTime<Utc>) -> Result<Lease> {
         let sql = format!(
             "INSERT INTO {} AS l (name, holder, token, acquired_at, expires_at) VALUES ($1::text, $2::text, 1, \
@@ -428,22 +470,9 @@ impl RunLedger for PostgresLedger {
 
     async fn put_fact(&self, fact: &Fact, fence: Option<&Fence>) -> Result<()> {
         let what = format!("keep fact {} of {}", fact.name, fact.topic);
-        let (value, at) = (fact.value.to_string(), fact.at.timestamp_micros());
-        let (sql, values) = if fact.value.is_null() {
-            let sql = format!("DELETE FROM {} WHERE topic = $1::text AND name = $2::text", self.facts);
-            (sql, vec![Value::Text(&fact.topic), Value::Text(&fact.name)])
-        } else {
-            let sql = format!(
-                "INSERT INTO {} (topic, name, value, at) VALUES ($1::text, $2::text, $3::text::json, \
-                 to_timestamp(0) + $4::bigint * interval '1 microsecond') \
-                 ON CONFLICT (topic, name) DO UPDATE SET value = excluded.value, at = excluded.at",
-                self.facts
-            );
-            (sql, vec![Value::Text(&fact.topic), Value::Text(&fact.name), Value::Text(&value), Value::Integer(at)])
-        };
         let mut connection = self.server.connect().await?;
         self.begin_fenced(&mut connection, &what, fence).await?;
-        self.server.rows(&mut connection, sql, &values).await.map_err(|e| classify(what.as_str(), e))?;
+        self.put(&mut connection, &what, fact).await?;
         self.commit(&mut connection, &what).await?;
         self.server.close(connection).await;
         Ok(())
@@ -564,6 +593,20 @@ impl RunLedger for PostgresLedger {
             self.change("keep quality results in the ledger", sql, &values).await?;
         }
         Ok(())
+    }
+
+    async fn thin_quality(&self, layer: &str, fecha: NaiveDate, before: DateTime<Utc>) -> Result<u64> {
+        let sql = format!(
+            "WITH gone AS (DELETE FROM {0} AS r WHERE r.fecha = $1::text::date AND r.layer = $2::text AND r.passed AND \
+             r.checked_at < $3::text::timestamptz AND EXISTS (SELECT 1 FROM {0} AS later WHERE later.\"check\" = r.\"check\" \
+             AND later.asset = r.asset AND later.fecha = r.fecha AND later.checked_at > r.checked_at) RETURNING 1) \
+             SELECT count(*)::bigint AS gone FROM gone",
+            self.quality
+        );
+        let (fecha, before) = (fecha.to_string(), before.to_rfc3339());
+        let values = [Value::Text(&fecha), Value::Text(layer), Value::Text(&before)];
+        let rows = self.change("thin the quality results of the ledger", sql, &values).await?;
+        rows.first().map_or(Ok(0), |row| count(row, "gone"))
     }
 
     async fn quality(&self, fecha: NaiveDate) -> Result<Vec<QualityResult>> {

@@ -53,6 +53,7 @@ use options::{Failure, default_config, load_contract, read};
   simulacro reconcile --data lake --date 1997-01-01
   simulacro slo status --data lake
   simulacro orchestrate --postgres postgres://lector@db.local/tienda --data lake --config orchestrate.toml
+  simulacro orchestrate --postgres postgres://lector@db.local/tienda --data lake --kafka broker.local:9092
   simulacro run --config platform.toml
   simulacro pause ecommerce_batch_daily --data lake --by ana --why 'stock-taking'
 

@@ -8,24 +8,20 @@ use simulacro_adapters::{
     AlertRouter, ExternalProgram, KafkaConfig, KafkaLog, PostgresLedger, PostgresServer, PrometheusMetrics, SqliteLedger, SystemEnv,
 };
 use simulacro_core::{
-    assets::{self, DailyBatch, Dimensions, LakeMaintenance, StreamingMonitor, UserFeatures},
+    assets::{
+        self, DailyBatch, Dimensions, LakeMaintenance, MonitorLimits, StreamReconciliation, StreamingMonitor, UserFeatures,
+    },
     models::shipped,
     orchestrator::{Asset, Orchestrator, OrchestratorPorts, Plan, Status, Work, pause, resume, settled},
     platform::Platform as RunningPlatform,
     ports::{Env, RunLedger},
-    streaming::config::StreamConfig,
 };
 
 use crate::{
     config::{Platform, given},
     options::{Failure, SourceArgs, StoreArgs, load_contract, read},
-    telemetry,
+    stream, telemetry,
 };
-
-/// Records of clicks that may wait before the monitor says so; an incident is one of 10,000.
-const LAG_RECORDS_MAX: i64 = 5_000;
-/// The objective of streaming freshness, in milliseconds.
-const LAG_MS_MAX: i64 = 120_000;
 
 /// Where runs, leases and pauses are.
 #[derive(Args, Debug, Clone)]
@@ -55,9 +51,18 @@ pub struct OrchestrateArgs {
     /// A contract that ships with the program (cdnow, ventas) or a file
     #[arg(long, default_value = "ventas")]
     contract: String,
-    /// Addresses of Kafka brokers, whose streaming job is then watched
+    /// Addresses of Kafka brokers, whose streaming job is then watched every minute (lag, shares of late events and of dead
+    /// letters, the sink of the warehouse), and compared with the batch every morning
     #[arg(long)]
     kafka: Option<String>,
+    /// Base address of a Confluent-compatible schema registry of those events, for example http://127.0.0.1:8081; user and
+    /// password come from SIMULACRO_REGISTRY_USER and SIMULACRO_REGISTRY_PASSWORD. Without it the registry of the data folder
+    #[arg(long)]
+    registry: Option<String>,
+    /// The warehouse in PostgreSQL that a sink of the stream loads, as its own --warehouse, for example
+    /// postgres://lector@db.local/almacen; without it that of the data folder. A sink that has loaded something is watched
+    #[arg(long)]
+    stream_warehouse: Option<String>,
     /// Address of the metrics endpoint
     #[arg(long)]
     metrics: Option<SocketAddr>,
@@ -170,6 +175,7 @@ pub async fn orchestrate(args: OrchestrateArgs) -> Result<(), Failure> {
     let mut run = vec![assets::ecommerce_batch_daily()?, assets::ml_feature_engineering()?, assets::lake_maintenance()?];
     if args.kafka.is_some() {
         run.push(assets::ecommerce_streaming_monitor()?);
+        run.push(assets::batch_stream_reconciliation()?);
     }
     let source = args.source.open()?;
     let has_dimensions = !source.dimensions.offered().is_empty();
@@ -184,6 +190,7 @@ pub async fn orchestrate(args: OrchestrateArgs) -> Result<(), Failure> {
         None => None,
     };
     settled(run, &file.assets)?;
+    let stream_config = stream::job_config(file.stream.clone())?;
     let contract = load_contract(&args.contract)?;
     let env: Arc<dyn Env> = Arc::new(SystemEnv::default());
     let router = AlertRouter::new(&file.alerts, env.clone(), |name| std::env::var(name).ok())?;
@@ -193,6 +200,16 @@ pub async fn orchestrate(args: OrchestrateArgs) -> Result<(), Failure> {
         ports.ledger = ledger;
     }
     ports.notifier = Arc::new(router);
+    if let Some(brokers) = &args.kafka {
+        ports.log = Arc::new(KafkaLog::new(KafkaConfig::new(brokers))?);
+    }
+    if let Some(url) = &args.registry {
+        ports.registry = stream::registry(url)?;
+    }
+    let stream_warehouse = match &args.stream_warehouse {
+        Some(url) => stream::warehouse(url).await?,
+        None => ports.warehouse.clone(),
+    };
     let platform = RunningPlatform::new(file.config(), contract, ports);
     let platform = Arc::new(platform.with_models(&shipped()?.select(file.batch.models.as_deref().unwrap_or("all"))?)?);
 
@@ -208,14 +225,13 @@ pub async fn orchestrate(args: OrchestrateArgs) -> Result<(), Failure> {
         works.push((assets::ml_inference_daily()?, Arc::new(program)));
     }
     if let Some(brokers) = &args.kafka {
-        let monitor = StreamingMonitor {
-            env: env.clone(),
-            log: Arc::new(KafkaLog::new(KafkaConfig::new(brokers))?),
-            config: StreamConfig::specification(),
-            lag_records_max: LAG_RECORDS_MAX,
-            lag_ms_max: LAG_MS_MAX,
-        };
+        // What it reads each minute is in no history.
+        let log = Arc::new(KafkaLog::new(KafkaConfig::new(brokers))?);
+        let (ledger, limits) = (platform.ports.ledger.clone(), MonitorLimits::specification());
+        let monitor = StreamingMonitor::new(env.clone(), log, ledger, stream_warehouse, stream_config.clone(), limits);
         works.push((assets::ecommerce_streaming_monitor()?, Arc::new(monitor)));
+        let comparison = StreamReconciliation::new(platform.clone(), stream_config);
+        works.push((assets::batch_stream_reconciliation()?, Arc::new(comparison)));
     }
     let plan = Plan::new(file.orchestrator, works, &file.assets)?;
     if let Some(address) = args.metrics {

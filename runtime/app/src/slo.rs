@@ -11,7 +11,7 @@ use simulacro_core::{
     ports::{Env, RunLedger},
     slo::{
         Objective, Sample, Standing, Status,
-        samples::{RECONCILED, of_checks, of_monitor, of_reconciled, of_runs},
+        samples::{LOOKS, RECONCILED, of_checks, of_monitor, of_reconciled, of_runs},
     },
 };
 
@@ -51,7 +51,7 @@ async fn samples(ledger: &dyn RunLedger, now: DateTime<Utc>) -> Result<Vec<Sampl
         out.extend(of_checks(fecha, DUE, &ledger.quality(fecha).await?));
     }
     out.extend(of_reconciled(&ledger.facts(RECONCILED).await?, DUE));
-    out.extend(of_monitor(&ledger.runs(MONITOR).await?));
+    out.extend(of_monitor(&ledger.runs(MONITOR).await?, &ledger.facts(LOOKS).await?));
     Ok(out)
 }
 

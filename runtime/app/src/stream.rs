@@ -31,7 +31,7 @@ use simulacro_core::{
     batch::MART,
     platform::Platform,
     ports::{
-        Compatibility, PortError, Ports,
+        Compatibility, PortError, Ports, SchemaRegistry, Warehouse,
         event_log::{EventLog, OutRecord, TopicPartition, TopicSpec},
     },
     streaming::{
@@ -225,10 +225,43 @@ fn seeds(csv: &str) -> BTreeSet<String> {
 }
 
 fn load_config(path: Option<&Path>) -> Result<StreamConfig, Failure> {
-    let mut config: StreamConfig = match path {
-        None => crate::config::given().stream.try_into().map_err(|e| format!("config [stream]: {e}"))?,
-        Some(path) => toml::from_str(&read(path)?).map_err(|e| format!("config {}: {e}", path.display()))?,
-    };
+    match path {
+        None => job_config(crate::config::given().stream),
+        Some(path) => whole(toml::from_str(&read(path)?).map_err(|e| format!("config {}: {e}", path.display()))?),
+    }
+}
+
+/// The job as the table `[stream]` of a platform's configuration has it.
+///
+/// # Errors
+/// For a key that is not known, and for values that do not fit together.
+pub fn job_config(table: toml::Table) -> Result<StreamConfig, Failure> {
+    whole(table.try_into().map_err(|e| format!("config [stream]: {e}"))?)
+}
+
+/// A schema registry at an address.
+///
+/// # Errors
+/// When the address is none.
+pub fn registry(url: &str) -> Result<Arc<dyn SchemaRegistry>, Failure> {
+    let said = |name: &str| std::env::var(name).ok();
+    Ok(Arc::new(HttpRegistry::new(HttpRegistrySettings {
+        url: url.to_owned(),
+        credentials: said("SIMULACRO_REGISTRY_USER").zip(said("SIMULACRO_REGISTRY_PASSWORD")),
+        connect_timeout: Duration::from_secs(10),
+        timeout: Duration::from_secs(30),
+    })?))
+}
+
+/// A warehouse in PostgreSQL, by its URL.
+///
+/// # Errors
+/// When the URL is none, or the server does not answer.
+pub async fn warehouse(url: &str) -> Result<Arc<dyn Warehouse>, Failure> {
+    Ok(Arc::new(PostgresWarehouse::open(PostgresServer::parse(url, "public")?, QUERY_BYTES_MAX).await?))
+}
+
+fn whole(mut config: StreamConfig) -> Result<StreamConfig, Failure> {
     config.regions.get_or_insert_with(|| seeds(include_str!("../../../contracts/seeds/regiones_validas.csv")));
     config.event_types.insert(HEARTBEAT.to_owned());
     config.validate()?;
@@ -246,7 +279,7 @@ impl Stage {
         let metrics = Arc::new(PrometheusMetrics::default());
         let mut ports = connect_folder(Arc::new(NoSource), &place.data, metrics.clone()).await?;
         if let Some(url) = warehouse {
-            ports.warehouse = Arc::new(PostgresWarehouse::open(PostgresServer::parse(url, "public")?, QUERY_BYTES_MAX).await?);
+            ports.warehouse = self::warehouse(url).await?;
         }
         Self::over(place, config, ports, metrics)
     }
@@ -257,13 +290,7 @@ impl Stage {
             ports.log = Arc::new(KafkaLog::new(KafkaConfig::new(brokers))?);
         }
         if let Some(url) = &place.registry {
-            let said = |name: &str| std::env::var(name).ok();
-            ports.registry = Arc::new(HttpRegistry::new(HttpRegistrySettings {
-                url: url.clone(),
-                credentials: said("SIMULACRO_REGISTRY_USER").zip(said("SIMULACRO_REGISTRY_PASSWORD")),
-                connect_timeout: Duration::from_secs(10),
-                timeout: Duration::from_secs(30),
-            })?);
+            ports.registry = registry(url)?;
         }
         let platform = Platform::new(crate::default_config(), crate::load_contract("ventas")?, ports);
         Ok(Self { config, platform, metrics })

@@ -2,23 +2,29 @@
 //!
 //! Here, and nowhere in the orchestrator, is what an asset does. What this leaves out: assets with nothing to run yet.
 
+mod monitor;
+mod reconciliation;
+
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chrono::NaiveDate;
 use serde_json::json;
 
+pub use monitor::{DEAD_LETTER_CHECK, LATE_CHECK, MonitorLimits, SINK_CHECK, StreamingMonitor};
+pub use reconciliation::{DIFFERENCE_CHECK, StreamReconciliation, UNEXPLAINED_CHECK, WARNING};
+
 use crate::{
     batch::{DayError, QUARANTINE, STAGING, state_of},
-    contract::{Severity, check::QualityResult},
+    contract::check::QualityResult,
     dimensions::{self, CLIENTES_DIM, Dimension},
     models::{self, Project},
     orchestrator::{
         Asset, BreakerPolicy, Job, PlanError, RetryPolicy, Schedule, Slot, SourcePolicy, Work, WorkError, source_checks,
     },
     platform::{PIPELINE, Platform},
-    ports::{Env, Optimize, PortError, Ports, Result, VACUUM_HOURS_MIN, Vacuum, event_log::EventLog},
-    streaming::{config::StreamConfig, eventos::EVENTOS, status::JobStatus},
+    ports::{Optimize, PortError, Ports, Result, VACUUM_HOURS_MIN, Vacuum},
+    streaming::eventos::EVENTOS,
 };
 
 /// Name of the dimensions' asset.
@@ -33,6 +39,8 @@ pub const INFERENCE: &str = "ml_inference_daily";
 pub const MAINTENANCE: &str = "lake_maintenance";
 /// Name of the stream's monitor.
 pub const MONITOR: &str = "ecommerce_streaming_monitor";
+/// Name of the daily comparison of batch and stream.
+pub const RECONCILIATION: &str = "batch_stream_reconciliation";
 
 /// Wanted size of a file of the lake, in bytes.
 const FILE_BYTES: u64 = 128 << 20;
@@ -131,20 +139,38 @@ pub fn lake_maintenance() -> Result<Asset, PlanError> {
     })
 }
 
-/// `ecommerce_streaming_monitor`: every five minutes, one look each.
+/// `ecommerce_streaming_monitor`: every minute, one look each: lag is to be detected within two minutes.
 ///
 /// # Errors
 /// None that a test does not exclude.
 pub fn ecommerce_streaming_monitor() -> Result<Asset, PlanError> {
     Ok(Asset {
         name: MONITOR.into(),
-        schedule: Schedule::parse("*/5 * * * *")?,
+        schedule: Schedule::parse("* * * * *")?,
         source_policy: SourcePolicy::Wait { every_s: 30, deadline_s: 120 },
         alert_after_s: 60,
         timeout_s: 120,
         retry: RetryPolicy { retries: 1, backoff_s: 30, deadline_s: 240 },
-        breaker: BreakerPolicy { open_s: 60, trials: 0 },
+        // Closed again by the next look, which would otherwise wait for it.
+        breaker: BreakerPolicy { open_s: 30, trials: 0 },
         priority: 1,
+        ..api_dimensiones()?
+    })
+}
+
+/// `batch_stream_reconciliation`: at 06:30 UTC, when the day before must have been published, and after it. Its turn is that
+/// of the day on which it looks, since it looks at more than one day.
+///
+/// # Errors
+/// None that a test does not exclude.
+pub fn batch_stream_reconciliation() -> Result<Asset, PlanError> {
+    Ok(Asset {
+        name: RECONCILIATION.into(),
+        depends_on: vec![PIPELINE.into()],
+        schedule: Schedule::parse("30 6 * * *")?,
+        // Above its own deadline, with time to compare.
+        timeout_s: 14_400,
+        retry: RetryPolicy { retries: 3, backoff_s: 300, deadline_s: 21_600 },
         ..api_dimensiones()?
     })
 }
@@ -320,67 +346,6 @@ impl Work for LakeMaintenance {
     }
 }
 
-/// Looks at the streaming job from outside: how much waits, and for how long. A lag above its limit is a check that fails.
-#[derive(Debug)]
-pub struct StreamingMonitor {
-    /// Clock.
-    pub env: Arc<dyn Env>,
-    /// The log.
-    pub log: Arc<dyn EventLog>,
-    /// The job.
-    pub config: StreamConfig,
-    /// Most records that may wait.
-    pub lag_records_max: i64,
-    /// Longest time that the oldest of them may have waited, in milliseconds.
-    pub lag_ms_max: i64,
-}
-
-impl StreamingMonitor {
-    async fn read(&self) -> Result<(JobStatus, i64)> {
-        let status = JobStatus::read(&self.config, &*self.log).await?;
-        let lag_ms = status.lag_ms(self.env.now().timestamp_millis());
-        Ok((status, lag_ms))
-    }
-}
-
-#[async_trait]
-impl Work for StreamingMonitor {
-    async fn ready(&self) -> Result<()> {
-        self.log.offsets(&self.config.topics.clicks).await.map(|_| ())
-    }
-    async fn checks(&self, slot: Slot) -> Vec<QualityResult> {
-        let lag = self.read().await;
-        let (passed, observed) = match &lag {
-            Ok((status, ms)) => {
-                let records = status.lag_records();
-                let passed = records <= self.lag_records_max && *ms <= self.lag_ms_max;
-                (passed, format!("{records} records, the oldest for {ms} ms"))
-            }
-            Err(e) => (false, format!("not known: {}", e.chain())),
-        };
-        vec![QualityResult {
-            check: "streaming_lag".into(),
-            layer: "stream".into(),
-            asset: self.config.topics.clicks.clone(),
-            fecha: slot.fecha,
-            severity: Severity::Error,
-            passed,
-            observed,
-            expected: format!("at most {} records for at most {} ms", self.lag_records_max, self.lag_ms_max),
-            failing_rows: 0,
-            checked_at: self.env.now(),
-        }]
-    }
-    async fn floor(&self, _fecha: NaiveDate) -> Result<i64> {
-        Ok(0)
-    }
-    async fn run(&self, _job: &Job) -> Result<serde_json::Value, WorkError> {
-        let (status, lag_ms) = self.read().await.map_err(WorkError::Port)?;
-        let (records, watermark_ms) = (status.lag_records(), status.watermark_ms());
-        Ok(json!({ "lag_records": records, "lag_ms": lag_ms, "watermark_ms": watermark_ms }))
-    }
-}
-
 /// Everything that ships, in order of name. Those with work behind them are an orchestrator's plan.
 ///
 /// # Errors
@@ -388,6 +353,7 @@ impl Work for StreamingMonitor {
 pub fn all() -> Result<Vec<Asset>, PlanError> {
     Ok(vec![
         api_dimensiones()?,
+        batch_stream_reconciliation()?,
         ecommerce_batch_daily()?,
         ecommerce_streaming_monitor()?,
         lake_maintenance()?,
@@ -427,5 +393,10 @@ mod tests {
         let daily = plan.asset(PIPELINE).expect("the daily batch");
         assert_eq!((daily.schedule.to_string().as_str(), daily.sla_s, daily.lag_days), ("0 3 * * *", Some(3 * 3_600), 1));
         assert_eq!((daily.retry.retries, daily.retry.backoff_s), (3, 300));
+        let monitor = plan.asset(MONITOR).expect("the monitor");
+        // A look that failed must not keep the next one waiting.
+        assert!(monitor.schedule.to_string() == "* * * * *" && monitor.breaker.open_s < 60 && monitor.breaker.trials == 0);
+        let comparison = plan.asset(RECONCILIATION).expect("the reconciliation");
+        assert_eq!((comparison.depends_on.as_slice(), comparison.lag_days), ([PIPELINE.to_owned()].as_slice(), 0));
     }
 }

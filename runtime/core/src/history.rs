@@ -31,9 +31,9 @@ use serde_json::{Value, json};
 
 use crate::contract::check::QualityResult;
 use crate::ports::{
-    AddColumns, Alert, Append, AppendRows, Column, Commit, DayWrite, DimensionApi, Env, Fact, Fence, Fetched, Lakehouse, Lease,
-    Mark, Notifier, Optimize, PartitionRead, PipelineMetric, Ports, Query, Restore, Result, Rewritten, Run, RunLedger, RunStart,
-    Scd2, TableSource, TableVersion, TableWrite, Upsert, UpsertRows, Vacuum, Warehouse, event_log::EventLog,
+    AddColumns, Alert, Append, AppendRows, Column, Commit, DayWrite, DimensionApi, Env, Fact, Fence, Fetched, Fold, Lakehouse,
+    Lease, Mark, Notifier, Optimize, PartitionRead, PipelineMetric, Ports, Query, Restore, Result, Rewritten, Run, RunLedger,
+    RunStart, Scd2, TableSource, TableVersion, TableWrite, Upsert, UpsertRows, Vacuum, Warehouse, event_log::EventLog,
 };
 use crate::store_credentials;
 use destructive::Deletes;
@@ -340,6 +340,12 @@ impl RunLedger for Recorded<dyn RunLedger> {
         let result = self.inner.runs_since(pipeline, from).await;
         self.recorder.port("ledger", "runs_since", json!({ "pipeline": pipeline, "from": from }), result)
     }
+    async fn fold_runs(&self, fold: &Fold, fence: Option<&Fence>) -> Result<()> {
+        let result = self.inner.fold_runs(fold, fence).await;
+        let refs =
+            json!({ "pipeline": fold.pipeline, "runs": fold.runs.len(), "topic": fold.fact.topic, "name": fold.fact.name });
+        self.recorder.port("ledger", "fold_runs", refs, result)
+    }
     async fn acquire_lease(&self, name: &str, holder: &str, ttl: Duration, now: DateTime<Utc>) -> Result<Lease> {
         let result = self.inner.acquire_lease(name, holder, ttl, now).await;
         let token = result.as_ref().ok().map(|l| l.token);
@@ -377,6 +383,11 @@ impl RunLedger for Recorded<dyn RunLedger> {
         let result = self.inner.put_quality(results).await;
         let failed = results.iter().filter(|r| !r.passed).count();
         self.recorder.port("ledger", "put_quality", json!({ "rows": results.len(), "failed": failed }), result)
+    }
+    async fn thin_quality(&self, layer: &str, fecha: NaiveDate, before: DateTime<Utc>) -> Result<u64> {
+        let result = self.inner.thin_quality(layer, fecha, before).await;
+        let gone = result.as_ref().ok().copied();
+        self.recorder.port("ledger", "thin_quality", json!({ "layer": layer, "fecha": fecha, "gone": gone }), result)
     }
     async fn quality(&self, fecha: NaiveDate) -> Result<Vec<QualityResult>> {
         let result = self.inner.quality(fecha).await;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use simulacro_core::{
     contract::check::QualityResult,
     ports::{
-        Commit, Env, Fact, Fence, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, UpsertRows, Warehouse,
+        Commit, Env, Fact, Fence, Fold, Lease, PipelineMetric, PortError, Result, Run, RunLedger, RunStart, UpsertRows, Warehouse,
     },
 };
 
@@ -181,6 +181,9 @@ impl RunLedger for FaultyLedger {
     async fn runs_since(&self, pipeline: &str, from: NaiveDate) -> Result<Vec<Run>> {
         self.inner.runs_since(pipeline, from).await
     }
+    async fn fold_runs(&self, fold: &Fold, fence: Option<&Fence>) -> Result<()> {
+        self.meet(LedgerCall::Keep, "fold runs", self.inner.fold_runs(fold, fence)).await
+    }
     async fn acquire_lease(&self, name: &str, holder: &str, ttl: Duration, now: DateTime<Utc>) -> Result<Lease> {
         self.inner.acquire_lease(name, holder, ttl, now).await
     }
@@ -207,6 +210,9 @@ impl RunLedger for FaultyLedger {
     }
     async fn put_quality(&self, results: &[QualityResult]) -> Result<()> {
         self.meet(LedgerCall::Keep, "keep outcomes of checks", self.inner.put_quality(results)).await
+    }
+    async fn thin_quality(&self, layer: &str, fecha: NaiveDate, before: DateTime<Utc>) -> Result<u64> {
+        self.meet(LedgerCall::Keep, "thin outcomes of checks", self.inner.thin_quality(layer, fecha, before)).await
     }
     async fn quality(&self, fecha: NaiveDate) -> Result<Vec<QualityResult>> {
         self.inner.quality(fecha).await

@@ -14,6 +14,7 @@ use std::{
 
 use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
+use simulacro_core::assets;
 
 use super::clock::Clock;
 use crate::rng::Stream;
@@ -22,6 +23,11 @@ use crate::rng::Stream;
 pub const SIGNATURE_S: i64 = 900;
 /// How long after its end a fault may still raise an alert: a day that it made late is missed at its SLA.
 pub const AFTERMATH: TimeDelta = TimeDelta::hours(6);
+/// How long after its end a fault of the stream may still be told of by the reconciliation, which looks at a day on the
+/// morning after it.
+pub const RECONCILED: TimeDelta = TimeDelta::hours(36);
+/// Kinds of alerts that the reconciliation raises.
+const OF_RECONCILIATION: [&str; 2] = ["day_held", assets::WARNING];
 /// Answers that one fault loses.
 const ANSWERS_LOST: u64 = 3;
 /// Days in a year, for frequencies.
@@ -110,7 +116,7 @@ pub enum Begins {
     /// At any time.
     AnyTime,
     /// In the daytime, and over an hour before midnight: what a clock puts into the day before is explained only when the
-    /// batch of the next day is there.
+    /// batch of the next day is there, and told of until then. Stories that name their faults have that.
     InTheDaytime,
 }
 
@@ -331,7 +337,8 @@ pub const CATALOGUE: [Entry; 18] = [
         failure: 10,
         per_year: 2,
         target_s: 60,
-        alerts: &[],
+        // The share of events that are late or too far ahead, where there are enough; and what the two sides differ by.
+        alerts: &["breaker_open", "day_held", assets::WARNING],
         needs_operator: false,
         lasts_s: (3_600, 14_400),
         begins: Begins::InTheDaytime,
@@ -464,9 +471,9 @@ impl Suffered {
 
     /// Whether it may have raised an alert of this kind at this time.
     pub fn explains(&self, kind: &str, at: DateTime<Utc>) -> bool {
-        self.first_hit.is_some_and(|hit| hit <= at)
-            && at <= self.over() + AFTERMATH
-            && self.fault.mode.entry().alerts.contains(&kind)
+        let entry = self.fault.mode.entry();
+        let after = if entry.needs_stream && OF_RECONCILIATION.contains(&kind) { RECONCILED } else { AFTERMATH };
+        self.first_hit.is_some_and(|hit| hit <= at) && at <= self.over() + after && entry.alerts.contains(&kind)
     }
 }
 

@@ -17,6 +17,8 @@ use crate::ports::SimNotifier;
 
 /// How often he looks while something is open, and while nothing is.
 const LOOKS: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(900));
+/// He begins so long after a full minute: what he has made then has no order with turns that are due on one.
+const PHASE: Duration = Duration::from_millis(41_170);
 /// How far back he looks for days that are missing.
 const BACK: Days = Days::new(10);
 /// A turn that has not ended so long after its schedule is not under way any more.
@@ -71,6 +73,7 @@ pub async fn work(
     pager: &SimNotifier,
     published: &Mutex<Vec<NaiveDate>>,
 ) {
+    clock.sleep(PHASE).await;
     loop {
         let is_open = pager.open.lock().is_ok_and(|open| !open.is_empty());
         clock.sleep(if is_open { LOOKS.0 } else { LOOKS.1 }).await;

@@ -164,8 +164,8 @@ impl PlatformScenario {
             // Beyond that the objective of two minutes could not be met by anything.
             within("stream.tick_s", stream.tick_s, 1, 90)?;
             within("stream.sink_every_s", stream.sink_every_s, 1, 6 * 86_400)?;
-            // A day is reconciled in the morning after it.
-            within("stream.retention_h", stream.retention_h, 36, 24 * 30)?;
+            // A day is reconciled in the morning after it, and once more in the next.
+            within("stream.retention_h", stream.retention_h, 56, 24 * 30)?;
         }
         self.orchestrator.check().map_err(|e| e.to_string())?;
         for (n, fault) in self.fault.iter().enumerate() {

@@ -1,12 +1,15 @@
-//! The stream of a platform story: the shop's events, the production job over them, its sink, and the daily reconciliation.
+//! The stream of a platform story: the shop's events, the production job over them, its sink, and what watches them.
 //!
 //! The shop sends what its visitors did once per tick, and the job polls and commits as often: a tick is a minute or so of
 //! virtual time, so that a year is one run. Requests to the broker take no time, unless a fault slows the job's. An *oracle*
 //! judges each event as it is appended and adds up what windows must show, a *reader* adds up what they do.
 //!
+//! The monitor and the daily reconciliation are the assets of production, under the world's orchestrator.
+//!
 //! What is left out:
 //! - The sink of raw `eventos`: models that want events have none here.
-//! - Faults of the store for the sink and for who reconciles: they would be seen there first, where nobody is told.
+//! - Faults of the store for the sink, and for the monitor that asks how far it is: they would be seen there first, where
+//!   nobody is told.
 //! - Loss, delay and restarts at the broker, and everything that is wrong with single events: [`crate::stream`] has those.
 
 use std::{
@@ -24,20 +27,21 @@ use bytes::Bytes;
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
 use serde_json::json;
 use simulacro_core::{
-    assets::StreamingMonitor,
+    assets::{self, MonitorLimits, StreamReconciliation, StreamingMonitor},
     avro::{CLICKS, CLICKS_SUBJECT, memory::MemoryRegistry},
     batch::strings,
+    contract::check::QualityResult,
+    orchestrator::{Asset, Job, Schedule, Slot, Work, WorkError},
     platform::Platform,
     ports::{
-        Env, PortError, SchemaRegistry,
+        PortError, Ports, RunLedger, SchemaRegistry,
         event_log::{EventLog, OutRecord, TopicPartition, TopicSpec},
     },
+    slo::samples::{RECONCILED, Reconciled},
     streaming::{
         config::StreamConfig,
         event::Fate,
         metricas::METRICAS,
-        reconcile::Verdict,
-        reconciliation::Reconciliation,
         status::{JobStatus, existing},
     },
 };
@@ -59,15 +63,14 @@ use crate::{
     world::Failure,
 };
 
-/// Records of clicks that may wait before the monitor says so, as the command has it.
-const LAG_RECORDS_MAX: i64 = 5_000;
-/// Longest time that one may wait, in milliseconds, as the command has it.
-const LAG_MS_MAX: i64 = 120_000;
+/// When the monitor looks: every minute as shipped, but never at the moment at which another asset begins, since what threads
+/// do for that one has no order with what the monitor does meanwhile.
+const MONITOR_AT: &str = "1-29,31-59 * * * *";
 /// Ticks begin so long after a full minute, so that nothing else is due at the same moment.
 const PHASE: TimeDelta = TimeDelta::milliseconds(7_310);
-/// A day is reconciled so long after it was due, and again until both sides are complete.
-const RECONCILE_AFTER: TimeDelta = TimeDelta::milliseconds(1_817_450);
-/// How long a job, a sink or a reconciliation that ended with an error stays away.
+/// What windows show of a day is read so long after it was due.
+const READ_AFTER: TimeDelta = TimeDelta::milliseconds(1_817_450);
+/// How long a job or a sink that ended with an error stays away.
 const RESTART: Duration = Duration::from_secs(60);
 /// Time that a slowed job needs for one read of clicks.
 const SLOW_READ: Duration = Duration::from_secs(60);
@@ -75,6 +78,11 @@ const SLOW_READ: Duration = Duration::from_secs(60);
 const DRAIN_TICKS: u32 = 120;
 /// The sink writes so long beside any tick: threads work for it, and have no order with what the job does at the same moment.
 const ASIDE: Duration = Duration::from_millis(23_450);
+/// Work for which threads read the lake begins so long after its turn: what the orchestrator does for other turns that are
+/// due at the same moment has no order with what threads do.
+const LOOK_ASIDE: Duration = Duration::from_millis(130);
+/// The same for the reconciliation, beside the looks of the monitor.
+const RECONCILE_ASIDE: Duration = Duration::from_millis(17_450);
 const MINUTE_MS: i64 = 60_000;
 
 /// What windows show, or must show, by day and region. Users are not added up over windows.
@@ -164,9 +172,33 @@ struct Seen {
     shown: ByRegion,
     shown_by_page: ByRegion,
     rows: u64,
-    reconciled: BTreeMap<NaiveDate, Reconciliation>,
     crashes: u64,
     stops: u64,
+}
+
+/// Work that begins a little after its turn.
+#[derive(Debug)]
+struct Aside<W> {
+    inner: W,
+    by: Duration,
+    clock: Arc<Clock>,
+}
+
+#[async_trait]
+impl<W: Work> Work for Aside<W> {
+    async fn ready(&self) -> Result<(), PortError> {
+        self.inner.ready().await
+    }
+    async fn checks(&self, slot: Slot) -> Vec<QualityResult> {
+        self.clock.sleep(self.by).await;
+        self.inner.checks(slot).await
+    }
+    async fn floor(&self, fecha: NaiveDate) -> Result<i64, PortError> {
+        self.inner.floor(fecha).await
+    }
+    async fn run(&self, job: &Job) -> Result<serde_json::Value, WorkError> {
+        self.inner.run(job).await
+    }
 }
 
 /// What the stream came to.
@@ -192,8 +224,8 @@ pub struct Outcome {
     pub by_timing: u64,
     /// Rows that were emitted.
     pub rows: u64,
-    /// Days that were reconciled.
-    pub reconciled: BTreeMap<NaiveDate, Reconciliation>,
+    /// Days that were reconciled, as the ledger has them.
+    pub reconciled: BTreeMap<NaiveDate, Reconciled>,
     /// Deaths of the job.
     pub crashes: u64,
     /// Workers and sinks that gave up and were started again.
@@ -287,7 +319,6 @@ impl StreamStage {
             shown: ByRegion::new(),
             shown_by_page: ByRegion::new(),
             rows: 0,
-            reconciled: BTreeMap::new(),
             crashes: 0,
             stops: 0,
         };
@@ -336,15 +367,26 @@ impl StreamStage {
         Arc::new(self.client(role))
     }
 
-    /// The monitor of production.
-    pub fn monitor(&self, env: Arc<dyn Env>, log: Arc<dyn EventLog>) -> StreamingMonitor {
-        let config = self.config.clone();
-        StreamingMonitor { env, log, config, lag_records_max: LAG_RECORDS_MAX, lag_ms_max: LAG_MS_MAX }
-    }
-
-    /// Whether every day of the story is reconciled.
-    pub fn is_reconciled(&self) -> bool {
-        self.seen().reconciled.len() as u64 == self.story.days
+    /// The assets of production that watch the stream, for the orchestrator's platform; `beside` asks the warehouse how far
+    /// its sink is.
+    ///
+    /// # Errors
+    /// When an asset that ships is none.
+    pub fn watch(&self, platform: &Arc<Platform>, beside: &Platform) -> Result<Vec<(Asset, Arc<dyn Work>)>, Failure> {
+        let Ports { env, log, ledger, .. } = platform.ports.clone();
+        // A row waits for the sink's own pace, and for as long as anywhere.
+        let shipped = MonitorLimits::specification();
+        let pace_ms = i64::try_from(self.config.metricas_flush.as_millis()).unwrap_or(0);
+        let limits = MonitorLimits { sink_ms_max: shipped.sink_ms_max + pace_ms, ..shipped };
+        let monitor = StreamingMonitor::new(env, log, ledger, beside.ports.warehouse.clone(), self.config.clone(), limits);
+        let monitor = Aside { inner: monitor, by: LOOK_ASIDE, clock: self.clock.clone() };
+        let schedule = Schedule::parse(MONITOR_AT)?;
+        let comparison = StreamReconciliation::new(platform.clone(), self.config.clone());
+        let comparison = Aside { inner: comparison, by: RECONCILE_ASIDE, clock: self.clock.clone() };
+        Ok(vec![
+            (Asset { schedule, ..assets::ecommerce_streaming_monitor()? }, Arc::new(monitor)),
+            (assets::batch_stream_reconciliation()?, Arc::new(comparison)),
+        ])
     }
 
     /// Lives until it is dropped.
@@ -354,7 +396,7 @@ impl StreamStage {
     pub async fn live(&self, world: &impl Assembly) -> Result<(), Failure> {
         let workers = futures::future::try_join_all((0..self.size.workers).map(|number| self.work(world, number)));
         // Always in this order, as everywhere in this world.
-        let all = futures::future::try_join4(self.send(), workers, self.load(world), self.reconcile(world));
+        let all = futures::future::try_join4(self.send(), workers, self.load(world), self.read());
         all.await.map(|_| ())
     }
 
@@ -487,27 +529,10 @@ impl StreamStage {
         Ok(())
     }
 
-    /// Each day is reconciled once it was due, and again until both sides are complete.
-    async fn reconcile(&self, world: &impl Assembly) -> Result<(), Failure> {
-        let platform = world.platform("reconciliacion", self.log(Role::Other))?;
+    /// Reads what windows show of each day once it was due.
+    async fn read(&self) -> Result<(), Failure> {
         for fecha in self.story.fechas() {
-            self.clock.sleep_until(self.story.due(fecha) + RECONCILE_AFTER).await;
-            loop {
-                match platform.reconcile_day(&self.config, fecha).await {
-                    Ok(Some(found)) if found.day.total.verdict != Verdict::Pending => {
-                        found.keep(&*platform.ports.ledger, self.clock.now()).await?;
-                        let (batch, stream) = (found.day.total.batch, found.day.total.stream);
-                        let refs =
-                            json!({ "fecha": fecha, "batch": batch, "stream": stream, "unexplained": found.unexplained() });
-                        world.note("reconciliation", "day", refs);
-                        self.seen().reconciled.insert(fecha, found);
-                        break;
-                    }
-                    Ok(_) => {}
-                    Err(error) => world.note("reconciliation", "failed", json!({ "fecha": fecha, "error": error.chain() })),
-                }
-                self.clock.sleep(RESTART * 10).await;
-            }
+            self.clock.sleep_until(self.story.due(fecha) + READ_AFTER).await;
             self.read_windows(fecha)?;
         }
         std::future::pending().await
@@ -598,6 +623,7 @@ impl StreamStage {
         let status = JobStatus::read(&self.config, &self.client(Role::Other)).await?;
         let aside = (self.count(&self.config.topics.late).await?, self.count(&self.config.topics.dead_letter).await?);
         let warehouse = warehouse(platform).await?;
+        let reconciled = reconciled(&*platform.ports.ledger).await?;
         let seen = self.seen();
         Ok(Outcome {
             expected: seen.expected.clone(),
@@ -610,12 +636,21 @@ impl StreamStage {
             aside,
             by_timing: seen.by_timing,
             rows: seen.rows,
-            reconciled: seen.reconciled.clone(),
+            reconciled,
             crashes: seen.crashes,
             stops: seen.stops,
             is_drained: self.sinks_done.load(Ordering::SeqCst) == 1,
         })
     }
+}
+
+/// The days that are reconciled.
+///
+/// # Errors
+/// Those of the ledger.
+pub async fn reconciled(ledger: &dyn RunLedger) -> Result<BTreeMap<NaiveDate, Reconciled>, PortError> {
+    let facts = ledger.facts(RECONCILED).await?.into_iter();
+    Ok(facts.filter_map(|fact| Some((fact.name.parse().ok()?, serde_json::from_value(fact.value).ok()?))).collect())
 }
 
 /// What an analyst reads of windows of regions, newest revisions only.

@@ -15,21 +15,22 @@ use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use simulacro_core::{
-    assets::{self, DailyBatch, Dimensions, LakeMaintenance, MONITOR},
+    assets::{self, DailyBatch, Dimensions, LakeMaintenance, MONITOR, RECONCILIATION},
     avro::memory::MemoryRegistry,
     batch::{MART, STAGING, WAREHOUSE, strings},
     contract::Contract,
     dimensions::{from_tables::FromTables, paged::PageLimits, paged::PagedApi},
     history::{Event, HistorySink, RecordedStore, Recorder},
     models::shipped,
-    orchestrator::{Asset, Orchestrator, OrchestratorPorts, Plan, RetryPolicy, Schedule, SourcePolicy, Work},
+    orchestrator::{Asset, Orchestrator, OrchestratorPorts, Plan, RetryPolicy, SourcePolicy, Work},
     platform::{Config, PIPELINE, Platform},
     ports::{
-        DimensionApi, Env, Input, Lakehouse, PortError, Ports, Query, Run, RunLedger, RunState, Warehouse, event_log::EventLog,
+        DimensionApi, Env, Fact, Input, Lakehouse, PortError, Ports, Query, Run, RunLedger, RunState, Warehouse,
+        event_log::EventLog,
     },
     slo::{
         Objective, Sample,
-        samples::{RECONCILED, of_checks, of_monitor, of_reconciled, of_runs},
+        samples::{LOOKS, Looks, RECONCILED, of_checks, of_monitor, of_reconciled, of_runs},
     },
 };
 use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
@@ -46,7 +47,7 @@ use super::{
     scenario::PlatformScenario,
     services::{ApiLink, Source, StoreLink},
     shop::Shop,
-    stream::{Assembly, Role, StreamStage},
+    stream::{self, Assembly, Role, StreamStage},
 };
 use crate::{
     broker::SimBroker,
@@ -66,9 +67,6 @@ use crate::{
 const PRODUCTS_AT_H: u32 = 5;
 /// Sales that a hot key adds to a day: a hundred times what a customer buys of a product.
 const HOT_SALES: u64 = 100;
-/// When the monitor of the stream looks: every five minutes as shipped, but never at the moment at which another asset begins,
-/// since what threads do for that one has no order with what the monitor does meanwhile.
-const MONITOR_AT: &str = "2-57/5 * * * *";
 /// How often the end is looked for once the last day is due.
 const LOOK: Duration = Duration::from_secs(600);
 /// A process that ends with an error is started again after this.
@@ -97,7 +95,8 @@ impl Kept {
         match component {
             "ledger" if matches!(call, "renew_lease" | "runs_since") => true,
             "ledger" if self.streams => {
-                matches!(call, "facts" | "put_quality") || event.refs["pipeline"] == MONITOR || event.refs["name"] == MONITOR
+                let is_of_looks = event.refs["pipeline"] == MONITOR || event.refs["name"] == MONITOR;
+                matches!(call, "facts" | "put_quality" | "thin_quality") || is_of_looks
             }
             "event_log" | "consumer" | "producer" | "schema_registry" => self.streams,
             "notifier" => self.streams && call == "resolve",
@@ -246,9 +245,8 @@ impl World {
             (assets::api_dimensiones()?, Arc::new(Dimensions { platform: platform.clone() })),
         ];
         if let Some(stream) = &self.stream {
-            let monitor = stream.monitor(platform.ports.env.clone(), platform.ports.log.clone());
-            let asset = Asset { schedule: Schedule::parse(MONITOR_AT)?, ..assets::ecommerce_streaming_monitor()? };
-            works.push((asset, Arc::new(monitor)));
+            let beside = Assembly::platform(self, &format!("{name}.vigia"), stream.log(Role::Other))?;
+            works.extend(stream.watch(&platform, &beside)?);
         }
         let plan = Plan::new(self.story.orchestrator.clone(), works, &self.story.assets)?;
         let ports = OrchestratorPorts {
@@ -337,9 +335,10 @@ impl World {
             let is_calm = self.pager.open.lock().is_ok_and(|open| open.iter().all(|key| key.starts_with("schedule_missed")));
             let runs = self.ledger.runs(PIPELINE).await?;
             let published = judges::first_published(&runs).len() as u64;
-            let is_reconciled = self.stream.as_ref().is_none_or(|stream| stream.is_reconciled());
+            let days = stream::reconciled(&self.ledger).await?;
+            let is_reconciled = self.stream.is_none() || self.story.fechas().all(|fecha| days.contains_key(&fecha));
             let is_done =
-                missing.is_empty() && is_calm && published == self.story.days && self.faults.are_over() && is_reconciled;
+                missing.is_empty() && is_calm && published >= self.story.days && self.faults.are_over() && is_reconciled;
             if is_done || now >= patience {
                 return match &self.stream {
                     Some(stream) => stream.close().await,
@@ -445,7 +444,7 @@ async fn samples(ledger: &dyn RunLedger, story: &PlatformScenario, now: DateTime
         out.extend(of_checks(fecha, story.sla, &ledger.quality(fecha).await?));
     }
     out.extend(of_reconciled(&ledger.facts(RECONCILED).await?, story.sla));
-    out.extend(of_monitor(&ledger.runs(MONITOR).await?));
+    out.extend(of_monitor(&ledger.runs(MONITOR).await?, &ledger.facts(LOOKS).await?));
     Ok(out)
 }
 
@@ -557,9 +556,10 @@ async fn judgement(
     let Ending { mart, warehouse, hashes } = look(platform).await.map_err(|e| e.chain())?;
     let runs = ledger.runs(PIPELINE).await?;
     let mut others: Vec<Run> = Vec::new();
-    for asset in [assets::DIMENSIONS, assets::MAINTENANCE, MONITOR] {
+    for asset in [assets::DIMENSIONS, assets::MAINTENANCE, MONITOR, RECONCILIATION] {
         others.extend(ledger.runs(asset).await?);
     }
+    let looks = ledger.facts(LOOKS).await?;
     let raised = world.pager.raised.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let open = world.pager.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let faults = world.faults.all();
@@ -583,7 +583,7 @@ async fn judgement(
         slos,
         faults: judges::struck(story, &faults, &raised, &runs, &others),
         false_alerts: judges::unexplained(&raised, &faults),
-        stream: stream.as_ref().map(|stream| stream_report(stream, &others)),
+        stream: stream.as_ref().map(|stream| stream_report(stream, &others, &looks)),
     };
     let evidence = Evidence {
         story,
@@ -642,7 +642,9 @@ async fn judgement(
     Ok((judgement, world.history.take()))
 }
 
-fn stream_report(stream: &super::stream::Outcome, others: &[Run]) -> StreamReport {
+fn stream_report(stream: &stream::Outcome, others: &[Run], folded: &[Fact]) -> StreamReport {
+    let of_day = |fact: &Fact| Looks::read(fact).ok()?.by_hour.values().filter_map(|lags| lags.keys().max().copied()).max();
+    let folded_ms = folded.iter().filter_map(of_day).max().unwrap_or(0) * 1_000;
     let looks = || others.iter().filter(|run| run.pipeline == MONITOR);
     let reconciled = || stream.reconciled.values();
     StreamReport {
@@ -650,11 +652,11 @@ fn stream_report(stream: &super::stream::Outcome, others: &[Run]) -> StreamRepor
         fates: stream.counted.clone(),
         by_timing: stream.by_timing,
         rows: stream.rows,
-        lag_max_ms: looks().filter_map(|run| run.report["lag_ms"].as_u64()).max().unwrap_or(0),
+        lag_max_ms: looks().filter_map(|run| run.report["lag_ms"].as_u64()).max().unwrap_or(0).max(folded_ms),
         held: looks().filter(|run| run.state == RunState::Held).count() as u64,
         reconciled: reconciled().count() as u64,
-        differing: reconciled().filter(|r| r.day.total.batch != r.day.total.stream).count() as u64,
-        unexplained_cents: reconciled().map(|r| r.unexplained()).sum(),
+        differing: reconciled().filter(|r| r.batch != r.stream).count() as u64,
+        unexplained_cents: reconciled().filter_map(|r| r.unexplained).sum(),
         crashes: stream.crashes,
         stops: stream.stops,
     }

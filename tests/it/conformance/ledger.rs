@@ -10,7 +10,7 @@ use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use serde_json::json;
 use simulacro_core::{
     contract::{Severity, check::QualityResult},
-    ports::{BUSY, Disposition, FENCED, Fact, Fence, PipelineMetric, PortError, Run, RunLedger, RunStart, RunState},
+    ports::{BUSY, Disposition, FENCED, Fact, Fence, Fold, PipelineMetric, PortError, Run, RunLedger, RunStart, RunState},
 };
 
 const TTL: Duration = Duration::from_secs(60);
@@ -42,6 +42,8 @@ pub async fn check<L: RunLedger, F: Future<Output = L>>(open: impl Fn() -> F) {
     a_fact_is_kept_replaced_and_taken_away(&open().await, &open().await).await;
     metrics_are_kept_once_per_run_and_asset(&open().await).await;
     quality_results_are_kept_as_they_were_given(&open().await).await;
+    runs_go_with_the_fact_that_stands_for_them_or_not_at_all(&open().await, &open().await).await;
+    outcomes_that_passed_go_but_for_the_last(&open().await).await;
 }
 
 fn start(pipeline: &str, fence: Option<Fence>) -> RunStart {
@@ -232,6 +234,74 @@ async fn quality_results_are_kept_as_they_were_given(ledger: &dyn RunLedger) {
     let expected = [all[1].clone(), changed, all[2].clone(), later];
     assert_eq!(ledger.quality(day(5)).await.expect("the ledger answers"), expected);
     assert_eq!(ledger.quality(day(6)).await.expect("the ledger answers"), []);
+}
+
+async fn runs_go_with_the_fact_that_stands_for_them_or_not_at_all(ledger: &dyn RunLedger, heir: &dyn RunLedger) {
+    for fecha in [day(1), day(1), day(2), day(2)] {
+        let run = ledger.start(&RunStart { fecha, ..start("plegada", None) }).await.expect("the pipeline is free");
+        ledger.finish(&Run { state: RunState::Succeeded, ..run }).await.expect("the run ends");
+    }
+    let present = ledger.start(&RunStart { fecha: day(3), ..start("plegada", None) }).await.expect("the pipeline is free");
+    let fact = Fact { topic: "plegadas".into(), name: "a".into(), value: json!({ "n": 2 }), at: now() };
+    let runs = vec![(day(1), 1), (day(2), 1), (day(2), 9), (day(3), 1)];
+    let fold = Fold { pipeline: "plegada".into(), runs, fact: fact.clone() };
+    let left = async || {
+        let runs = ledger.runs("plegada").await.expect("the ledger answers");
+        runs.iter().map(|r| (r.fecha, r.epoch)).collect::<Vec<_>>()
+    };
+    let old = ledger.acquire_lease("plegar", "a", TTL, now()).await.expect("the lease is free");
+    ledger.release_lease(&old).await.expect("the lease is given back");
+    heir.acquire_lease("plegar", "b", TTL, now()).await.expect("the lease is free");
+    let error = ledger.fold_runs(&fold, Some(&old.fence())).await.expect_err("the token is an old one");
+    assert_eq!(code(&error), (Disposition::Permanent, Some(FENCED)));
+    assert_eq!((left().await.len(), ledger.facts("plegadas").await.expect("the ledger answers").len()), (5, 0));
+    for _ in 0..2 {
+        ledger.fold_runs(&fold, None).await.expect("the runs go");
+        // One that is under way stays.
+        assert_eq!(left().await, [(day(1), 2), (day(2), 2), (day(3), 1)]);
+        assert_eq!(heir.facts("plegadas").await.expect("the ledger answers"), [fact.clone()]);
+    }
+    ledger.finish(&Run { state: RunState::Succeeded, ..present }).await.expect("the run ends");
+}
+
+async fn outcomes_that_passed_go_but_for_the_last(ledger: &dyn RunLedger) {
+    let result = |fecha: u32, layer: &str, check: &str, second: i64, passed| QualityResult {
+        check: check.into(),
+        layer: layer.into(),
+        asset: "clicks".into(),
+        fecha: day(fecha),
+        severity: Severity::Error,
+        passed,
+        observed: String::new(),
+        expected: String::new(),
+        failing_rows: 0,
+        checked_at: now() + TimeDelta::seconds(second),
+    };
+    let of_day = |fecha| {
+        vec![
+            result(fecha, "otra", "a", 0, true),
+            result(fecha, "mirada", "a", 1, true),
+            result(fecha, "mirada", "b", 2, true),
+            result(fecha, "mirada", "a", 3, false),
+            result(fecha, "mirada", "a", 4, true),
+            result(fecha, "mirada", "a", 5, true),
+        ]
+    };
+    for fecha in [20, 21] {
+        ledger.put_quality(&of_day(fecha)).await.expect("results are kept");
+    }
+    let (before, at) = (now() + TimeDelta::seconds(4), now() + TimeDelta::days(1));
+    for gone in [1, 0] {
+        assert_eq!(ledger.thin_quality("mirada", day(20), before).await.expect("the ledger answers"), gone);
+    }
+    let mut expected = of_day(20);
+    expected.remove(1);
+    assert_eq!(ledger.quality(day(20)).await.expect("the ledger answers"), expected);
+    assert_eq!(ledger.quality(day(21)).await.expect("the ledger answers"), of_day(21));
+    // The failure stays, and the last of each check.
+    assert_eq!(ledger.thin_quality("mirada", day(20), at).await.expect("the ledger answers"), 1);
+    expected.remove(3);
+    assert_eq!(ledger.quality(day(20)).await.expect("the ledger answers"), expected);
 }
 
 async fn epochs_rise_above_the_floor_and_all_earlier(ledger: &dyn RunLedger) {

@@ -104,16 +104,21 @@ impl Breaker {
     }
 }
 
+/// Whether a check failed that must not.
+pub fn is_failure(result: &QualityResult) -> bool {
+    !result.passed && result.severity == Severity::Error
+}
+
 /// The failures among the results in one line; `None` when nothing failed that must not.
 pub fn failures(results: &[QualityResult]) -> Option<String> {
-    let failed = results.iter().filter(|r| !r.passed && r.severity == Severity::Error);
+    let failed = results.iter().filter(|r| is_failure(r));
     let lines: Vec<String> = failed.map(|r| format!("{}: found {}, expected {}", r.check, r.observed, r.expected)).collect();
     (!lines.is_empty()).then(|| lines.join("; "))
 }
 
 /// Whether the only thing that failed is that the source is away.
 pub fn is_only_away(results: &[QualityResult]) -> bool {
-    let mut failed = results.iter().filter(|r| !r.passed && r.severity == Severity::Error).peekable();
+    let mut failed = results.iter().filter(|r| is_failure(r)).peekable();
     failed.peek().is_some() && failed.all(|r| r.check == "source_available")
 }
 

@@ -76,7 +76,7 @@ impl Turn {
 #[derive(Debug)]
 enum Failure {
     /// Stopped by a gate.
-    Held { text: String, is_told: bool },
+    Held { text: String, is_told: bool, checks: Vec<String> },
     /// Anything else.
     Failed { text: String, code: Option<String>, may_pass: bool, is_told: bool },
 }
@@ -355,10 +355,13 @@ impl Orchestrator {
                 }
                 Ok(Tried::Over)
             }
-            Err(Failure::Held { text, is_told }) => {
+            Err(Failure::Held { text, is_told, checks }) => {
                 self.decide("end", asset, slot, "held");
-                self.end(leading, asset, run, RunState::Held, json!({ "error": text, "final": true, "questions": questions }))
-                    .await?;
+                let mut report = json!({ "error": text, "final": true, "questions": questions });
+                if !checks.is_empty() {
+                    report["checks"] = json!(checks);
+                }
+                self.end(leading, asset, run, RunState::Held, report).await?;
                 if !is_told {
                     let summary = format!("{} of {}: {text}", asset.name, slot.fecha);
                     self.tell(leading, asset, slot, "day_held", asset.priority, summary).await?;
@@ -424,7 +427,7 @@ impl Orchestrator {
         Ok(match result {
             Some(Ok(report)) => Ok(report),
             Some(Err(WorkError::Held { gate, text })) => {
-                Err(Failure::Held { text: format!("held by {gate}: {text}"), is_told: false })
+                Err(Failure::Held { text: format!("held by {gate}: {text}"), is_told: false, checks: Vec::new() })
             }
             Some(Err(WorkError::Port(e))) => Err(failed(&e)),
             None => Err(Failure::Failed {
@@ -485,7 +488,8 @@ impl Orchestrator {
                 return Ok(Err(if is_only_away {
                     Failure::Failed { text, code: Some("BREAKER_OPEN".into()), may_pass: false, is_told: true }
                 } else {
-                    Failure::Held { text, is_told: true }
+                    let checks = checks.iter().flatten().filter(|r| breaker::is_failure(r)).map(|r| r.check.clone()).collect();
+                    Failure::Held { text, is_told: true, checks }
                 }));
             }
         }

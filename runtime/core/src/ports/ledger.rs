@@ -136,6 +136,17 @@ pub struct Fact {
     pub at: DateTime<Utc>,
 }
 
+/// Runs that go, and what is kept in their place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fold {
+    /// Pipeline.
+    pub pipeline: String,
+    /// Day and epoch of each run that goes.
+    pub runs: Vec<(NaiveDate, i64)>,
+    /// What says what they came to.
+    pub fact: Fact,
+}
+
 /// What a task of a run read, wrote and dropped: a row of `metadata.pipeline_metrics`, whose contract has the same columns.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PipelineMetric {
@@ -200,6 +211,13 @@ pub trait RunLedger: fmt::Debug + Send + Sync {
     async fn runs(&self, pipeline: &str) -> Result<Vec<Run>>;
     /// The runs of days from `from` on, in order of (fecha, epoch).
     async fn runs_since(&self, pipeline: &str, from: NaiveDate) -> Result<Vec<Run>>;
+    /// Keeps a fact and removes the runs that it sums up: both or neither. Runs that are not there and runs that are under
+    /// way are left out. The caller leaves the newest run of each day, so that no epoch is given twice.
+    ///
+    /// # Errors
+    /// `Permanent` with code [`FENCED`] when the lease has changed hands; nothing is written then. After `Unknown`, look
+    /// what is there before it is repeated.
+    async fn fold_runs(&self, fold: &Fold, fence: Option<&Fence>) -> Result<()>;
 
     /// Acquires a lease that is free or has expired; its token is above every earlier one.
     ///
@@ -230,6 +248,9 @@ pub trait RunLedger: fmt::Debug + Send + Sync {
     async fn metrics(&self, fecha: NaiveDate) -> Result<Vec<PipelineMetric>>;
     /// Keeps the outcomes of checks, in place of earlier rows of the same check, asset, day and time. Idempotent.
     async fn put_quality(&self, results: &[QualityResult]) -> Result<()>;
+    /// Removes the outcomes of a layer's checks of a day that passed before a time, but for the last of each check and
+    /// asset; says how many went. Idempotent.
+    async fn thin_quality(&self, layer: &str, fecha: NaiveDate, before: DateTime<Utc>) -> Result<u64>;
     /// The outcomes of a day's checks, in order of (time, asset, check).
     async fn quality(&self, fecha: NaiveDate) -> Result<Vec<QualityResult>>;
 }

@@ -24,7 +24,7 @@ pub use lakehouse::{
     Absent, AddColumns, Append, AppendRows, Commit, DayWrite, EPOCH_MOVED, Effective, Input, Lakehouse, Mark, Optimize, Period,
     Query, Restore, Rewritten, Rows, Scd2, TableVersion, TableWrite, Upsert, VACUUM_HOURS_MIN, Vacuum,
 };
-pub use ledger::{BUSY, FENCED, Fact, Fence, Lease, PipelineMetric, Run, RunLedger, RunStart, RunState};
+pub use ledger::{BUSY, FENCED, Fact, Fence, Fold, Lease, PipelineMetric, Run, RunLedger, RunStart, RunState};
 pub use metrics::Metrics;
 pub use notifier::{Alert, Notifier};
 pub use schema_registry::{Compatibility, RegisteredSchema, SchemaRegistry, Verdict};

@@ -168,6 +168,13 @@ pub struct Sample {
 pub enum Measured {
     /// One value.
     Value(Fraction),
+    /// The same value so many times.
+    Repeated {
+        /// It.
+        value: Fraction,
+        /// How often it was measured.
+        times: u64,
+    },
     /// Nothing came where a value was due: bad, whatever the threshold.
     Missing,
     /// Good out of total.
@@ -308,10 +315,12 @@ impl Objective {
         match (&self.indicator, sample.value) {
             (Indicator::Threshold { sample: name, comparison, threshold }, value) if *name == sample.name => match value {
                 Measured::Value(value) => Some((u64::from(comparison.holds(value, *threshold)), 1)),
+                Measured::Repeated { value, times } => Some((times * u64::from(comparison.holds(value, *threshold)), times)),
                 Measured::Missing | Measured::Counts { .. } => Some((0, 1)),
             },
             (Indicator::Share { sample: name }, value) if *name == sample.name => match value {
                 Measured::Counts { good, total } => Some((good.min(total), total)),
+                Measured::Repeated { times, .. } => Some((0, times)),
                 Measured::Value(_) | Measured::Missing => Some((0, 1)),
             },
             (Indicator::Threshold { .. } | Indicator::Share { .. }, _) => None,

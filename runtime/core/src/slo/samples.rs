@@ -6,14 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
+use chrono::{DateTime, Days, NaiveDate, NaiveTime, Timelike, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Fraction, Measured, Sample};
 use crate::{
     batch::DayReport,
     contract::check::QualityResult,
-    ports::{Fact, Run, RunState},
+    ports::{Fact, PortError, Result, Run, RunState},
 };
 
 /// One sample of `mart_age_seconds` and one of `rows_accounted_share` for each day that was due up to `now`.
@@ -46,23 +46,96 @@ pub fn of_runs(runs: &[Run], due: NaiveTime, now: DateTime<Utc>) -> Vec<Sample> 
     }
 }
 
-/// One sample of `stream_lag_seconds` for each look of the stream's monitor that has ended, at the time at which it was due.
+/// Name of the monitor's check of the lag.
+pub const LAG_CHECK: &str = "streaming_lag";
+/// Topic of the facts that stand for looks of the stream's monitor; their names are days.
+pub const LOOKS: &str = "streaming_looks";
+
+/// Looks of one day that went well and are no runs any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Looks {
+    /// How many there were, by hour and by lag in whole seconds, rounded down: one below a whole second stays below it.
+    pub by_hour: BTreeMap<u32, BTreeMap<u64, u64>>,
+    /// Looks that were skipped.
+    pub skipped: u64,
+}
+
+/// When a look was due.
+pub fn look_at(run: &Run) -> DateTime<Utc> {
+    run.scheduled_at.unwrap_or(run.started_at)
+}
+
+impl Looks {
+    /// Reads a day.
+    ///
+    /// # Errors
+    /// `Permanent` for a fact that is none.
+    pub fn read(fact: &Fact) -> Result<Self> {
+        let failed = |e| PortError::permanent(format!("read the looks of {}", fact.name)).because(e);
+        serde_json::from_value(fact.value.clone()).map_err(failed)
+    }
+
+    /// Counts a look, if it is one of those that need not stay; says whether it is.
+    pub fn add(&mut self, run: &Run) -> bool {
+        match run.state {
+            RunState::Skipped => self.skipped += 1,
+            RunState::Succeeded => {
+                let Some(ms) = run.report["lag_ms"].as_u64() else { return false };
+                *self.by_hour.entry(look_at(run).hour()).or_default().entry(ms / 1_000).or_default() += 1;
+            }
+            RunState::Failed | RunState::Held | RunState::Running => return false,
+        }
+        true
+    }
+
+    /// Adds those of the same day.
+    pub fn merge(&mut self, other: &Self) {
+        self.skipped += other.skipped;
+        for (hour, lags) in &other.by_hour {
+            for (seconds, looks) in lags {
+                *self.by_hour.entry(*hour).or_default().entry(*seconds).or_default() += looks;
+            }
+        }
+    }
+
+    /// The samples, as if each look had been the last of its hour.
+    fn samples(&self, day: NaiveDate) -> Vec<Sample> {
+        let of_hour = |(hour, lags): (&u32, &BTreeMap<u64, u64>)| {
+            let at = day.and_hms_opt(*hour, 59, 0).map_or(DateTime::UNIX_EPOCH, |at| at.and_utc());
+            let sample = |(seconds, times): (&u64, &u64)| Sample {
+                name: "stream_lag_seconds".into(),
+                at,
+                value: Measured::Repeated { value: Fraction::whole(*seconds), times: *times },
+            };
+            lags.iter().map(sample).collect::<Vec<_>>()
+        };
+        self.by_hour.iter().flat_map(of_hour).collect()
+    }
+}
+
+/// One sample of `stream_lag_seconds` for each look of the stream's monitor that has ended, at the time at which it was due;
+/// and those that facts stand for.
 ///
-/// A look that was held found a lag above the monitor's limit, and one that failed found nothing out: both are missing.
-/// Looks that were skipped, because nobody was there to look or somebody paused them, are no samples.
-pub fn of_monitor(runs: &[Run]) -> Vec<Sample> {
+/// A look that was held for the lag found one above the monitor's limit, and one that failed found nothing out: both are
+/// missing. Looks that were held for something else, and those that were skipped, because nobody was there to look or
+/// somebody paused them, are no samples.
+pub fn of_monitor(runs: &[Run], looks: &[Fact]) -> Vec<Sample> {
     let sample = |run: &Run| {
         let value = match run.state {
             RunState::Succeeded => run.report["lag_ms"]
                 .as_u64()
                 .map_or(Measured::Missing, |ms| Measured::Value(Fraction { numerator: ms, denominator: 1_000 })),
-            RunState::Held => Measured::Missing,
+            RunState::Held => match run.report["checks"].as_array() {
+                Some(checks) if checks.iter().all(|check| check != LAG_CHECK) => return None,
+                Some(_) | None => Measured::Missing,
+            },
             RunState::Failed if run.report["final"] == true => Measured::Missing,
             RunState::Failed | RunState::Running | RunState::Skipped => return None,
         };
-        Some(Sample { name: "stream_lag_seconds".into(), at: run.scheduled_at.unwrap_or(run.started_at), value })
+        Some(Sample { name: "stream_lag_seconds".into(), at: look_at(run), value })
     };
-    runs.iter().filter_map(sample).collect()
+    let folded = looks.iter().filter_map(|fact| Some(Looks::read(fact).ok()?.samples(fact.name.parse().ok()?)));
+    runs.iter().filter_map(sample).chain(folded.flatten()).collect()
 }
 
 /// One sample of `checks_passed` for a day whose checks are these, in order of time; none without a check.
@@ -89,6 +162,9 @@ pub struct Reconciled {
     pub batch: i64,
     /// Cents of the stream.
     pub stream: i64,
+    /// Cents that no evidence explains, without regard to their sign; `None` in a ledger of before.
+    #[serde(default)]
+    pub unexplained: Option<u64>,
 }
 
 /// Topic of the facts of reconciled days; their names are the days.
@@ -190,7 +266,7 @@ mod tests {
         let fact = |batch, stream| Fact {
             topic: RECONCILED.into(),
             name: fecha.to_string(),
-            value: serde_json::to_value(Reconciled { batch, stream }).expect("JSON"),
+            value: serde_json::to_value(Reconciled { batch, stream, unexplained: Some(0) }).expect("JSON"),
             at: due_at(fecha, due),
         };
         let value = |batch, stream| of_reconciled(&[fact(batch, stream)], due)[0].value;
@@ -202,15 +278,47 @@ mod tests {
     fn a_look_of_the_monitor_is_a_sample_of_the_lag_unless_nobody_looked() {
         let look = |state, report: serde_json::Value| {
             let run = run(1, "2024-03-01T12:00:00Z", state, 0);
-            of_monitor(&[Run { report, ..run }]).first().map(|sample| sample.value)
+            of_monitor(&[Run { report, ..run }], &[]).first().map(|sample| sample.value)
         };
         let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
         let lag = Measured::Value(Fraction { numerator: 61_500, denominator: 1_000 });
         assert_eq!(look(RunState::Succeeded, json(r#"{"lag_ms":61500}"#)), Some(lag));
         assert_eq!(look(RunState::Held, json(r#"{"final":true}"#)), Some(Measured::Missing));
+        assert_eq!(look(RunState::Held, json(r#"{"checks":["streaming_lag","other"]}"#)), Some(Measured::Missing));
+        assert_eq!(look(RunState::Held, json(r#"{"checks":["other"]}"#)), None);
         assert_eq!(look(RunState::Failed, json(r#"{"final":true}"#)), Some(Measured::Missing));
         assert_eq!(look(RunState::Failed, json(r#"{"final":false}"#)), None);
         assert_eq!(look(RunState::Skipped, json("{}")), None);
+    }
+
+    #[test]
+    fn looks_that_are_folded_count_as_before() {
+        let looks: Vec<Run> = (0..180)
+            .map(|minute: i64| {
+                let at = due_at(NaiveDate::default(), NaiveTime::MIN) + chrono::TimeDelta::minutes(minute);
+                // Every tenth is above the objective, at its very bound.
+                let report = serde_json::json!({ "lag_ms": if minute % 10 == 0 { 120_000 } else { 119_999 - minute } });
+                Run { scheduled_at: Some(at), report, ..run(1, "2024-03-02T03:45:00Z", RunState::Succeeded, 0) }
+            })
+            .collect();
+        let (mut folded, mut more) = (Looks::default(), Looks::default());
+        assert!(looks[..100].iter().all(|run| folded.add(run)) && looks[100..].iter().all(|run| more.add(run)));
+        let skipped = Run { state: RunState::Skipped, ..looks[0].clone() };
+        assert!(folded.add(&skipped) && !folded.add(&Run { state: RunState::Held, ..skipped.clone() }));
+        folded.merge(&more);
+        assert_eq!(folded.skipped, 1);
+        let value = serde_json::to_value(&folded).expect("JSON");
+        assert!(value.to_string().len() < 200, "{value}");
+        let (topic, name, at) = (LOOKS.to_owned(), look_at(&looks[0]).date_naive().to_string(), look_at(&looks[0]));
+        let facts = [Fact { topic, name, value, at }];
+        let objectives = Objective::shipped().expect("objectives");
+        let freshness = objectives.iter().find(|o| o.name == "streaming_freshness").expect("it ships");
+        let now = look_at(&looks[0]) + chrono::TimeDelta::hours(5);
+        let of = |samples: Vec<Sample>| {
+            let status = freshness.evaluate(&samples, now);
+            (status.good, status.total)
+        };
+        assert_eq!((of(of_monitor(&looks, &[])), of(of_monitor(&[], &facts))), ((162, 180), (162, 180)));
     }
 
     #[test]
@@ -229,7 +337,7 @@ mod tests {
             .filter(|s| s.name == "mart_age_seconds")
             .map(|s| match s.value {
                 Measured::Value(age) => Some(age.numerator),
-                Measured::Missing | Measured::Counts { .. } => None,
+                Measured::Repeated { .. } | Measured::Missing | Measured::Counts { .. } => None,
             })
             .collect();
         assert_eq!(ages, [Some(8_100), Some(94_500), Some(8_100), Some(94_500)]);

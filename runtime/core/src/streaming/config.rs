@@ -283,7 +283,7 @@ impl StreamConfig {
     }
 }
 
-pub(super) fn ms(duration: Duration) -> i64 {
+pub(crate) fn ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 

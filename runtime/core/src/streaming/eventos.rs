@@ -41,7 +41,7 @@ pub fn spec(config: &StreamConfig) -> SinkSpec {
 }
 
 /// Whose position in the table a partition's is.
-pub(super) fn writer(at: &TopicPartition) -> String {
+pub(crate) fn writer(at: &TopicPartition) -> String {
     format!("{}-{}", at.topic, at.partition)
 }
 

@@ -50,6 +50,6 @@ pub mod window;
 #[cfg(test)]
 mod sink_tests;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -172,15 +172,23 @@ fn line(batch: i64, stream: i64, mut causes: BTreeMap<Cause, i64>, is_complete: 
     causes.insert(Cause::Unexplained, batch - stream - known);
     causes.retain(|_, cents| *cents != 0);
     assert_eq!(causes.values().sum::<i64>(), batch - stream, "every cent has a cause");
+    let verdict = if is_complete { verdict(batch, stream, bounds) } else { Verdict::Pending };
+    Line { batch, stream, ratio: ratio(batch, stream), verdict, causes }
+}
+
+fn ratio(batch: i64, stream: i64) -> Ratio {
     // Revenue is never negative; a batch of less than nothing is like one of nothing.
-    let ratio = Ratio { numerator: batch.abs_diff(stream), denominator: u64::try_from(batch).unwrap_or(0) };
-    let verdict = match () {
-        () if !is_complete => Verdict::Pending,
+    Ratio { numerator: batch.abs_diff(stream), denominator: u64::try_from(batch).unwrap_or(0) }
+}
+
+/// What the difference of two complete sides means.
+pub fn verdict(batch: i64, stream: i64, bounds: &Bounds) -> Verdict {
+    let ratio = ratio(batch, stream);
+    match () {
         () if ratio.exceeds(bounds.fail) => Verdict::Fail,
         () if ratio.exceeds(bounds.warn) => Verdict::Warn,
         () => Verdict::Pass,
-    };
-    Line { batch, stream, ratio, verdict, causes }
+    }
 }
 
 /// A day's streaming revenue: the sum over the newest revisions of `region_1m`, and of nothing else.

@@ -11,7 +11,7 @@ use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use super::{
     config::{StreamConfig, ms},
     evidence::{self, Findings, Sale},
-    reconcile::{self, Bounds, Cause, DayReconciliation, Revenue, Side, Verdict},
+    reconcile::{self, Bounds, Cause, DayReconciliation, Line, Revenue, Side, Verdict},
     status::{JobStatus, existing},
     window::MetricRow,
 };
@@ -45,7 +45,7 @@ pub struct Reconciliation {
 impl Reconciliation {
     /// Cents that no evidence explains, of all regions, without regard to their sign.
     pub fn unexplained(&self) -> u64 {
-        let of = |line: &reconcile::Line| line.causes.get(&Cause::Unexplained).map_or(0, |cents| cents.unsigned_abs());
+        let of = |line: &Line| line.causes.get(&Cause::Unexplained).map_or(0, |cents| cents.unsigned_abs());
         self.day.regions.values().map(of).sum()
     }
 
@@ -57,7 +57,8 @@ impl Reconciliation {
         if self.day.total.verdict == Verdict::Pending {
             return Ok(());
         }
-        let kept = Reconciled { batch: self.day.total.batch, stream: self.day.total.stream };
+        let Line { batch, stream, .. } = self.day.total;
+        let kept = Reconciled { batch, stream, unexplained: Some(self.unexplained()) };
         let value = serde_json::to_value(kept).map_err(|e| PortError::permanent("write a reconciled day").because(e))?;
         ledger.put_fact(&Fact { topic: RECONCILED.to_owned(), name: self.fecha.to_string(), value, at }, None).await
     }

@@ -123,7 +123,8 @@ pub fn existing<T: Default>(answer: Result<T>) -> Result<T> {
     }
 }
 
-async fn standing(
+/// How a partition stands for who has read it up to `next_offset`, exclusive; from its oldest record where that is nowhere.
+pub(crate) async fn standing(
     log: &dyn EventLog,
     topic: &str,
     partition: i32,
