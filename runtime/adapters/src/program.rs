@@ -93,11 +93,13 @@ impl Work for ExternalProgram {
         let ended = {
             let said = async { tokio::join!(end_of(stdout, &mut out), end_of(stderr, &mut err)) };
             tokio::pin!(said);
-            let ended = tokio::select! {
-                ended = child.wait() => ended,
-                _ = &mut said => child.wait().await,
+            let (ended, all_said) = tokio::select! {
+                ended = child.wait() => (ended, false),
+                _ = &mut said => (child.wait().await, true),
             };
-            tokio::select! { _ = &mut said => {}, () = tokio::time::sleep(DRAIN) => {} }
+            if !all_said {
+                tokio::select! { _ = &mut said => {}, () = tokio::time::sleep(DRAIN) => {} }
+            }
             ended.map_err(|e| WorkError::Port(PortError::retryable(what()).because(e)))?
         };
         match ended.code() {
