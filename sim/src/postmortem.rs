@@ -2,7 +2,8 @@
 //! event of the history that shows them; what only people can judge is left to them and marked so.
 //!
 //! Times are virtual and in UTC. The incident begins with the first event that went wrong while a fault was at work, is
-//! detected by the first alert from then on, and is over when what it held up was done.
+//! detected by the first alert from then on, and is over when what it held up was done. In a stream story with an account of
+//! people it is the lag: what the judgement says of it counts. What a run without defences came to stands beside the impact.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
@@ -15,11 +16,15 @@ use crate::{
     scenario::{Scenario, Story},
     stream::{self, faults::StreamFault},
     summary::repeat,
-    world::Judgement,
+    world::{Incident, Judgement},
 };
 
+/// Seconds from one look of a timeline to the next.
+const LOOK_S: i64 = 60;
 /// Rows of the timeline.
 const ROWS_MAX: usize = 40;
+/// What an incident says that no alert told of.
+const PEOPLE: &str = "people";
 /// For a person to fill in.
 const OPEN: &str = "_to be filled in_";
 
@@ -56,16 +61,30 @@ fn begins(story: &Story) -> DateTime<Utc> {
     }
 }
 
+/// The course of a lag, as it was judged.
+fn lagged(incident: &Incident, events: &[Event]) -> Course {
+    // A look is written down in the step before it is judged.
+    let began = events.iter().rposition(|e| e.component == "monitor" && e.time <= incident.effect_at);
+    let is_alert = |e: &Event| is_raise(e) && Some(e.time) >= incident.detected_at;
+    let by_alert = incident.detected_by.as_deref() != Some(PEOPLE);
+    let detected = events.iter().position(is_alert).filter(|_| by_alert);
+    Course { began, detected, over: incident.resolved_at }
+}
+
+fn is_raise(event: &Event) -> bool {
+    event.component == "notifier" && event.call == "raise" && event.outcome == "ok"
+}
+
 /// Finds the course of the incident.
 pub fn course(story: &Story, judgement: &Judgement, events: &[Event]) -> Course {
+    if let (Story::Stream(_), Some(incident)) = (story, &judgement.incident) {
+        return lagged(incident, events);
+    }
     let began = events.iter().position(went_wrong).or_else(|| {
         // Nothing failed, as when data are wrong: the first run is where it could have been seen.
         events.iter().position(|e| e.component == "ledger" && e.call == "begin").filter(|_| !story_is_clean(story))
     });
-    let detected = began.and_then(|from| {
-        let alert = |e: &Event| e.component == "notifier" && e.call == "raise" && e.outcome == "ok";
-        events.iter().skip(from).position(alert).map(|n| from + n)
-    });
+    let detected = began.and_then(|from| events.iter().skip(from).position(is_raise).map(|n| from + n));
     let over = match story {
         Story::Batch(scenario) => {
             let days = scenario.fechas();
@@ -180,9 +199,16 @@ struct Row {
 fn rows(story: &Story, judgement: &Judgement, events: &[Event], course: &Course) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     let mut kind = String::new();
+    let mut looked: Option<DateTime<Utc>> = None;
     for (index, event) in events.iter().enumerate() {
         let told = match (event.component.as_str(), event.call.as_str()) {
-            ("ledger", "begin") | ("notifier", _) | ("world", _) => true,
+            ("ledger", "begin") | ("notifier", _) | ("world", _) | ("operator", _) => true,
+            // Where state has a cost, lag, commit and state are the course; one look in a while tells it.
+            ("monitor", "look") if event.refs.get("state_mb").is_some() => {
+                let is_over = course.over.is_some_and(|over| event.time > over);
+                let tells = course.began == Some(index) || looked.is_none_or(|at| event.time - at >= Duration::seconds(LOOK_S));
+                tells && !is_over
+            }
             ("table_source", "ping") | ("ledger", "finish") | ("warehouse", "load_day") => true,
             _ => went_wrong(event),
         };
@@ -190,11 +216,15 @@ fn rows(story: &Story, judgement: &Judgement, events: &[Event], course: &Course)
         if !told || (matches!(story, Story::Stream(_)) && course.began.is_some_and(|began| index < began)) {
             continue;
         }
+        let is_look = event.component == "monitor";
+        if is_look {
+            looked = Some(event.time);
+        }
         let now = format!("{} {} {}", event.component, event.call, event.outcome);
         let marks = [(course.began, "**the incident begins**"), (course.detected, "**detected**")];
         let mark = marks.iter().filter(|(at, _)| *at == Some(index)).map(|(_, text)| *text).collect::<Vec<_>>().join(", ");
         let evidence = format!("#{}", event.ordinal);
-        if now == kind && mark.is_empty() {
+        if now == kind && mark.is_empty() && !is_look {
             // The same again and again is one row.
             if let Some(last) = rows.last_mut() {
                 let first = last.evidence.split(" to ").next().unwrap_or_default().to_owned();
@@ -212,10 +242,12 @@ fn rows(story: &Story, judgement: &Judgement, events: &[Event], course: &Course)
     if let Some(over) = course.over {
         let what = match story {
             Story::Batch(_) | Story::Platform(_) => "**resolved**: all days are published",
+            Story::Stream(_) if judgement.incident.is_some() => "**resolved**: no event waits much longer than before any more",
             Story::Stream(_) => "**resolved**: every window until the last failure is closed",
         };
         rows.push(Row { at: over, what: what.into(), evidence: "judgement".into() });
     }
+    rows.sort_by_key(|row| row.at);
     if course.over.is_none() && judgement.verdict != "holds" {
         let at = events.last().map_or_else(|| begins(story), |e| e.time);
         rows.push(Row { at, what: "not resolved by the end of the run".into(), evidence: "judgement".into() });
@@ -294,7 +326,30 @@ fn impact(out: &mut String, story: &Story, judgement: &Judgement) {
     for line in &judgement.broken {
         let _ = writeln!(out, "- Broken: {line}");
     }
+    if let Some(incident) = &judgement.incident {
+        let _ = writeln!(out, "\nWith the defences: {}.", incident.line());
+    }
+    if let Some(without) = &judgement.without {
+        let _ = writeln!(out, "\nWithout them, the same story ({}): {}.", left_off(story), without.line());
+    }
     let _ = writeln!(out, "\nWho saw it: {OPEN}");
+}
+
+/// The defences without which the story is told once more.
+fn left_off(story: &Story) -> String {
+    let named = match story {
+        Story::Batch(scenario) => serde_json::to_value(&scenario.counterfactual),
+        Story::Stream(story) => serde_json::to_value(story.counterfactual),
+        Story::Platform(_) => Ok(serde_json::Value::Null),
+    };
+    match named.unwrap_or_default() {
+        serde_json::Value::String(one) => format!("{one}, nobody told"),
+        serde_json::Value::Array(all) => {
+            let all: Vec<&str> = all.iter().filter_map(serde_json::Value::as_str).collect();
+            format!("without {}", all.join(", "))
+        }
+        _ => String::new(),
+    }
 }
 
 /// The draft. `name` is the scenario's path as it is given to commands.
@@ -346,19 +401,31 @@ pub fn markdown(name: &str, story: &Story, seed: u64, judgement: &Judgement, eve
     {
         let _ = writeln!(out, "- A defence was switched off: {sabotage:?}.");
     }
+    if let Story::Stream(story) = story {
+        for arrival in &story.workload.arrival {
+            let (at, rate) = (clock(story.at(arrival.from_s)), arrival.per_minute);
+            let _ = writeln!(out, "- Events of the type `{}` came from {at} on, {rate} a minute.", arrival.event_type);
+        }
+    }
     let _ = writeln!(out, "- Why it could happen: {OPEN}");
 
     out.push_str("\n## Impact\n\n");
     impact(&mut out, story, judgement);
 
     out.push_str("\n## Detection\n\n");
+    let stream_incident = judgement.incident.as_ref().filter(|_| matches!(story, Story::Stream(_)));
+    let by_people = stream_incident.filter(|i| i.detected_by.as_deref() == Some(PEOPLE)).and_then(|i| i.detected_at);
     match (began, detected, course.detected.and_then(|n| events.get(n))) {
         (Some(began), Some(detected), Some(event)) => {
             let kind = event.refs.get("kind").and_then(|k| k.as_str()).unwrap_or("an alert");
             let mttd = detected - began;
             let _ = writeln!(out, "- How: alert `{kind}` at {}, event #{}", clock(detected), event.ordinal);
             let _ = writeln!(out, "- MTTD: {}", spoken(mttd));
-            let target = causes.iter().filter_map(|c| c.within_s).min();
+            let asked = match story {
+                Story::Stream(story) => story.expect.detected_within_s.and_then(|s| i64::try_from(s).ok()),
+                Story::Batch(_) | Story::Platform(_) => None,
+            };
+            let target = causes.iter().filter_map(|c| c.within_s).chain(asked).min();
             let good = target.map_or_else(
                 || "within one run of the batch, as asked".to_owned(),
                 |s| {
@@ -367,6 +434,12 @@ pub fn markdown(name: &str, story: &Story, seed: u64, judgement: &Judgement, eve
                 },
             );
             let _ = writeln!(out, "- Good enough: {good}");
+        }
+        (Some(began), ..) if by_people.is_some() => {
+            let at = by_people.unwrap_or(began);
+            let _ = writeln!(out, "- How: people noticed, at {}; no alert told", clock(at));
+            let _ = writeln!(out, "- MTTD: {}", spoken(at - began));
+            out.push_str("- Good enough: no\n");
         }
         (Some(began), ..) => {
             let _ = writeln!(out, "- How: nobody was told; the first sign is the event at {}", clock(began));
@@ -380,8 +453,17 @@ pub fn markdown(name: &str, story: &Story, seed: u64, judgement: &Judgement, eve
     out.push_str("\n## Resolution\n\n");
     match (course.over, began) {
         (Some(over), Some(began)) => {
-            let _ = writeln!(out, "- Over at {}, without a person", clock(over));
-            let _ = writeln!(out, "- MTTR: {}", spoken(over - detected.unwrap_or(began)));
+            let act = events.iter().find(|e| e.component == "operator" && e.time <= over);
+            match act {
+                Some(act) => {
+                    let by = format!("`{}` at {}, event #{}", act.call, clock(act.time), act.ordinal);
+                    let _ = writeln!(out, "- Over at {}, after an operator's {by}", clock(over));
+                }
+                None => {
+                    let _ = writeln!(out, "- Over at {}, without a person", clock(over));
+                }
+            }
+            let _ = writeln!(out, "- MTTR: {}", spoken(over - detected.or(by_people).unwrap_or(began)));
         }
         (Some(_), None) => out.push_str("- Nothing had to be resolved.\n"),
         (None, _) => out.push_str("- Not resolved in this run. MTTR: open\n"),

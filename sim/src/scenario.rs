@@ -323,7 +323,8 @@ impl Story {
     pub fn counterfactual(&self) -> Option<Self> {
         match self {
             Self::Batch(scenario) if !scenario.counterfactual.is_empty() => Some(Self::Batch(Box::new(scenario.told_without()))),
-            Self::Batch(_) | Self::Stream(_) | Self::Platform(_) => None,
+            Self::Stream(story) => story.told_without().map(|story| Self::Stream(Box::new(story))),
+            Self::Batch(_) | Self::Platform(_) => None,
         }
     }
     /// The faults of a run under a seed as TOML, in the order of its hits.
@@ -353,12 +354,7 @@ impl Story {
             Self::Platform(_) => None,
             Self::Batch(scenario) if scenario.without.is_empty() || scenario.expect.verdict != Verdict::Caught => None,
             Self::Batch(scenario) => Some(Self::Batch(Box::new(Scenario { without: BTreeSet::new(), ..(**scenario).clone() }))),
-            Self::Stream(story) => {
-                story.sabotage?;
-                let mut defended = StreamScenario { sabotage: None, ..(**story).clone() };
-                (defended.expect.verdict, defended.expect.broken) = (Verdict::Holds, Vec::new());
-                Some(Self::Stream(Box::new(defended)))
-            }
+            Self::Stream(story) => story.defended().map(|story| Self::Stream(Box::new(story))),
         }
     }
     /// Smaller stories, the greatest step first.

@@ -113,7 +113,7 @@ pub struct Judgement {
     /// What a platform story came to.
     #[serde(default)]
     pub platform: Option<crate::platform::Report>,
-    /// How what went wrong in a batch story was noticed and what it did; `None` when nothing showed.
+    /// How what went wrong was noticed and what it did; `None` when nothing showed, or in a story without an account of it.
     #[serde(default)]
     pub incident: Option<Incident>,
     /// The same without the defences that the story names for comparison.
@@ -170,6 +170,9 @@ pub struct Incident {
     pub customers: u64,
     /// From what began it to when people knew the cause, in seconds; `None` when an alert told.
     pub cause_after_s: Option<i64>,
+    /// Most records that the job of a stream was behind; `None` of a batch.
+    #[serde(default)]
+    pub behind: Option<u64>,
 }
 
 impl Incident {
@@ -185,15 +188,21 @@ impl Incident {
         let hours = |s: i64| format!("; the cause was known {} h {:02} min after it began", s / 3_600, s / 60 % 60);
         let cause = self.cause_after_s.map(hours).unwrap_or_default();
         let by = self.detected_by.as_ref().map(|b| format!(" by {b}")).unwrap_or_default();
+        let did = match self.behind {
+            Some(records) => format!("behind by up to {records} records"),
+            None => format!(
+                "shown wrong: {} rows, {}.{:02} euros, {} customers",
+                self.wrong_rows,
+                self.wrong_cents / 100,
+                self.wrong_cents % 100,
+                self.customers
+            ),
+        };
         format!(
-            "effect {}, detected {}{by}, resolved {}; shown wrong: {} rows, {}.{:02} euros, {} customers{cause}",
+            "effect {}, detected {}{by}, resolved {}; {did}{cause}",
             self.effect_at.format("%m-%d %H:%M:%S"),
             since(self.detected_at),
             since(self.resolved_at),
-            self.wrong_rows,
-            self.wrong_cents / 100,
-            self.wrong_cents % 100,
-            self.customers
         )
     }
 }
@@ -746,6 +755,7 @@ fn incident(
         wrong_cents,
         customers,
         cause_after_s,
+        behind: None,
     })
 }
 

@@ -92,3 +92,50 @@ fn a_run_has_shards_ends_at_the_first_failure_and_says_what_it_left_out() {
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("0 passed, 1 failed") && said.contains("2 runs were not begun"), "{said}");
 }
+
+const LAG: &str = "scenarios/incidents/lag_1405.toml";
+
+#[test]
+fn the_lag_at_five_past_two_is_told_in_time_and_as_its_account_without_the_defences() {
+    let (code, said) = sim(&["postmortem", text(&root().join(LAG))]);
+    assert_eq!(code, Some(0), "{said}");
+    for wanted in [
+        "- Verdict: holds",
+        "How: alert `breaker_open`",
+        "- Good enough: yes",
+        "after an operator's `add_workers`",
+        "- MTTD: ",
+        "- MTTR: ",
+        "state_mb",
+        "Events of the type `wishlist` came from",
+        "Without them, the same story (no_ttl, nobody told)",
+        "by people, resolved never",
+    ] {
+        assert!(said.contains(wanted), "no {wanted} in\n{said}");
+    }
+}
+
+#[test]
+fn the_lag_at_five_past_two_is_the_same_in_separate_processes() {
+    let (code, said) = sim(&["canary", text(&root().join(LAG)), "--pairs", "1"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("1 pairs, 0 different"), "{said}");
+}
+
+#[test]
+fn a_reading_that_is_wrong_or_a_key_that_is_unknown_is_told() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let story = std::fs::read_to_string(root().join("scenarios/streaming/short_memory.toml")).expect("a scenario");
+    let path = dir.path().join("wrong.toml");
+    let ran = |added: &str| {
+        std::fs::write(&path, story.clone() + added).expect("written");
+        sim(&["run", text(&path), "--seed", "1"])
+    };
+    let (code, said) = ran("lag_below = 1\n\n[[expect.reading]]\nat_s = 300\nin_per_s = [1000, 2000]\n");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("invariant lag: at "), "{said}");
+    assert!(said.contains("reading at 300 s: found 5 records that came in a second, expected 1000 to 2000"), "{said}");
+    let (code, said) = ran("\n[[expect.reading]]\nat_s = 300\nlagg = [0, 1]\n");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("unknown field `lagg`"), "{said}");
+}

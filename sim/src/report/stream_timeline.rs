@@ -1,5 +1,5 @@
-//! The timeline of a stream story: lag and age of the windows over virtual time, and below them faults, workers and calls
-//! that went wrong, on the same axis.
+//! The timeline of a stream story: lag and age of the windows over virtual time, and below them faults, workers, alerts and
+//! calls that went wrong, on the same axis. Where state has a cost, the time of a commit and the state are beside the lag.
 //!
 //! The curves are what the monitor saw, at its pace; between two looks they are straight. Left out: partitions, which share
 //! one curve, and whether a partition was assigned, which the history tells by member and not by process.
@@ -36,15 +36,20 @@ struct Curve {
     points: Vec<(DateTime<Utc>, i64)>,
 }
 
-fn curves(events: &[Event]) -> [Curve; 2] {
+fn curves(events: &[Event]) -> Vec<Curve> {
     let looks = || events.iter().filter(|e| e.component == "monitor");
     let number = |event: &Event, key: &str| event.refs.get(key).and_then(serde_json::Value::as_i64);
-    let lag = looks().filter_map(|e| Some((e.time, number(e, "lag_records")?))).collect();
+    let of = |key: &str| looks().filter_map(|e| Some((e.time, number(e, key)?))).collect::<Vec<_>>();
     let age = looks().filter_map(|e| Some((e.time, (e.time.timestamp_millis() - number(e, "closed_ms")?) / 1_000))).collect();
-    [
-        Curve { name: "records that wait", unit: "records", points: lag },
-        Curve { name: "age of the newest closed windows", unit: "s", points: age },
-    ]
+    let mut curves = vec![Curve { name: "records that wait", unit: "records", points: of("lag_records") }];
+    for (name, unit, key) in [("time of the longest of the newest commits", "ms", "commit_ms"), ("state", "MB", "state_mb")] {
+        let points = of(key);
+        if !points.is_empty() {
+            curves.push(Curve { name, unit, points });
+        }
+    }
+    curves.push(Curve { name: "age of the newest closed windows", unit: "s", points: age });
+    curves
 }
 
 fn draw_curve(curve: &Curve, view: View) -> Markup {
@@ -142,9 +147,15 @@ fn fault_lane(number: usize, fault: &StreamFault, hits: u64, events: &[Event], s
 /// When each worker lived.
 fn workers(story: &StreamScenario, events: &[Event], end: DateTime<Utc>) -> Vec<Lane> {
     let mut lanes: BTreeMap<String, (Lane, Option<DateTime<Utc>>)> = BTreeMap::new();
-    for number in 0..story.workers {
+    let added = |number: usize| {
+        let added = events.iter().filter(|e| e.component == "operator" && e.call == "add_workers");
+        let enough = |e: &&Event| e.refs.get("workers").and_then(serde_json::Value::as_u64) > Some(number as u64);
+        added.into_iter().find(enough).map(|e| e.time)
+    };
+    for number in 0..story.workers_most() {
         let name = format!("worker-{number}");
-        lanes.insert(name.clone(), (Lane { name, ..Lane::default() }, Some(story.at(story.workers_from_s))));
+        let since = if number < story.workers { Some(story.at(story.workers_from_s)) } else { added(number) };
+        lanes.insert(name.clone(), (Lane { name, ..Lane::default() }, since));
     }
     let alive = |from: DateTime<Utc>, to: DateTime<Utc>| {
         let text = format!("lives from {} to {}", clock(from), clock(to));
@@ -181,9 +192,13 @@ pub(super) fn timeline(story: &StreamScenario, judgement: &Judgement, events: &[
         faults.map(|(n, fault)| fault_lane(n + 1, fault, judgement.hits.get(n).copied().unwrap_or(0), events, story)).collect();
     lanes.extend(workers(story, events, end));
     let mut wrong = Lane { name: "requests to the broker that went wrong".into(), ..Lane::default() };
+    let mut told = Lane { name: "alerts, and what operators do".into(), ..Lane::default() };
     let mut commits = Lane { name: "transactions".into(), ..Lane::default() };
     for (index, event) in events.iter().enumerate() {
         match (event.component.as_str(), event.call.as_str()) {
+            ("notifier", "raise") => told.marks.push(mark(event, index, Tone::Alert, refs(event, "kind"))),
+            ("notifier", "resolve") => told.marks.push(mark(event, index, Tone::Good, "resolved".into())),
+            ("operator", _) => told.marks.push(mark(event, index, Tone::Good, event.call.clone())),
             ("broker", _) => wrong.marks.push(mark(event, index, Tone::Bad, String::new())),
             ("producer", "commit") if event.outcome == "ok" => commits.marks.push(mark(event, index, Tone::Good, String::new())),
             ("producer", "commit" | "abort") => commits.marks.push(mark(event, index, Tone::Bad, String::new())),
@@ -205,6 +220,9 @@ pub(super) fn timeline(story: &StreamScenario, judgement: &Judgement, events: &[
             label: "all done".into(),
             event: None,
         });
+    }
+    if !told.marks.is_empty() {
+        lanes.push(told);
     }
     lanes.extend([wrong, commits, ends]);
     let deaths = judgement.stream.as_ref().map_or(0, |figures| figures.crashes as usize);

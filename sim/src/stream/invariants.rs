@@ -80,8 +80,8 @@ impl Evidence<'_> {
 }
 
 /// Names of all invariants, in the order in which they are told.
-pub const NAMES: [&str; 10] =
-    ["delivered", "windows", "revisions", "reader", "offsets", "fates", "set_aside", "watermark", "state", "drained"];
+pub const NAMES: [&str; 11] =
+    ["delivered", "windows", "revisions", "reader", "offsets", "fates", "set_aside", "watermark", "state", "drained", "lag"];
 
 /// Every invariant that is broken.
 pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
@@ -96,6 +96,7 @@ pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
         watermark(evidence),
         state(evidence),
         drained(evidence),
+        lag(evidence),
     ];
     let mut broken = Vec::new();
     for (name, found) in NAMES.into_iter().zip(all) {
@@ -471,6 +472,22 @@ fn drained(evidence: &Evidence<'_>) -> Vec<String> {
     )]
 }
 
+/// The job is never further behind than the story allows.
+fn lag(evidence: &Evidence<'_>) -> Vec<String> {
+    let Some(limit) = evidence.story.expect.lag_below else { return Vec::new() };
+    let behind = |sample: &Sample| sample.status.lag_records().max(0).cast_unsigned();
+    let first = evidence.samples.iter().find(|sample| behind(sample) >= limit);
+    let most = evidence.samples.iter().map(behind).max().unwrap_or(0);
+    let told = |sample: &Sample| {
+        format!(
+            "at {} s the job was behind by {} records, later by {most}, expected below {limit}",
+            sample.at.as_secs(),
+            behind(sample)
+        )
+    };
+    first.map(told).into_iter().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -734,5 +751,20 @@ mod tests {
         };
         assert_eq!(ahead(MINUTE + 240_000), [""; 0]);
         assert_eq!(ahead(MINUTE + 240_001), ["state"]);
+    }
+
+    #[test]
+    fn a_job_that_was_too_far_behind_at_any_time_is_found() {
+        let behind = |records: i64, limit: Option<u64>| {
+            breaks(|w| {
+                w.story.expect.lag_below = limit;
+                w.samples[0].status.clicks.values_mut().for_each(|click| {
+                    (click.waiting_since_ms, click.end_offset) = (Some(0), click.next_offset + records);
+                });
+            })
+        };
+        assert_eq!(behind(9_999, Some(10_000)), [""; 0]);
+        assert_eq!(behind(10_000, Some(10_000)), ["lag"]);
+        assert_eq!(behind(10_000, None), [""; 0]);
     }
 }

@@ -5,12 +5,16 @@
 //! memory. They reach the broker over direct links ([`link`]), on which messages take time and get lost. A *workload*
 //! sends events, an *oracle* computes every window from what the topic then holds, *invariants* compare.
 //!
+//! A story may say what processing and state cost ([`cost`]); then the job can fall behind by its own doing. Its monitor is the
+//! platform's, and an operator adds workers after an alert.
+//!
 //! What is left out:
 //! - Bytes on the network: a request is carried as a value. A message is on time or lost, never late.
 //! - Several brokers, and the loss of what a broker has acknowledged. The broker's state machine says what must be synced
 //!   before it is promised, but not what a client of a lost transaction is told afterwards, which Kafka avoids by its
 //!   replicas; so a restart here keeps what was acknowledged and forgets who was in which group.
 
+pub mod cost;
 pub mod faults;
 pub mod invariants;
 pub mod link;

@@ -52,6 +52,10 @@ pub enum Sabotage {
     FutureBelieved,
     /// An idle partition holds the others.
     NoIdleness,
+    /// What is remembered of events is kept for ever: no horizon ends it.
+    NoTtl,
+    /// Nobody looks at the job, so nobody is told.
+    Unwatched,
 }
 
 impl Sabotage {
@@ -62,6 +66,7 @@ impl Sabotage {
             Self::LatestOnReset => config.start_at = StartAt::Latest,
             Self::FutureBelieved => config.future_bound = Duration::from_secs(7 * 86_400),
             Self::NoIdleness => config.idle_after = Duration::from_secs(7 * 86_400),
+            Self::NoTtl => config.dedup_horizon = Duration::from_secs(7 * 86_400),
             Self::OffsetsFirst
             | Self::OffsetsDropped
             | Self::NoTransactions
@@ -69,7 +74,8 @@ impl Sabotage {
             | Self::SharedId
             | Self::SeekForgotten
             | Self::LateDropped
-            | Self::SentTwice => {}
+            | Self::SentTwice
+            | Self::Unwatched => {}
         }
     }
 
@@ -126,7 +132,9 @@ impl EventLog for Sabotaged {
             | Sabotage::NoDedup
             | Sabotage::LatestOnReset
             | Sabotage::FutureBelieved
-            | Sabotage::NoIdleness => (Some(id.to_owned()), None),
+            | Sabotage::NoIdleness
+            | Sabotage::NoTtl
+            | Sabotage::Unwatched => (Some(id.to_owned()), None),
         };
         let inner = self.inner.producer(main.as_deref()).await?;
         let aside = match aside {

@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use simulacro_core::streaming::{config::StreamConfig, event::Fate};
 
-use super::{faults::StreamFault, sabotage::Sabotage};
-use crate::scenario::{Tier, Verdict};
+use super::{cost::Cost, faults::StreamFault, sabotage::Sabotage};
+use crate::scenario::{Account, Tier, Verdict};
 
 /// Most workers of a story.
 pub const WORKERS_MAX: usize = 8;
@@ -32,6 +32,65 @@ pub struct Silence {
     pub from_s: u64,
     /// To, exclusive, in seconds.
     pub to_s: u64,
+}
+
+/// A type of event that comes beside the others from a moment on, from a producer of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arrival {
+    /// The type.
+    pub event_type: String,
+    /// Events per minute.
+    pub per_minute: u64,
+    /// From, inclusive, in seconds.
+    pub from_s: u64,
+    /// To, exclusive, in seconds.
+    pub to_s: u64,
+    /// Pages on which nothing else happens.
+    pub pages: u64,
+}
+
+/// Who looks at the job from outside, as the platform's monitor does, and raises an alert when a check fails.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watch {
+    /// Seconds from one look to the next.
+    pub every_s: u64,
+    /// Most records that may wait.
+    pub lag_records_max: u64,
+    /// Longest time that the oldest of them may have waited, in milliseconds.
+    pub lag_ms_max: u64,
+}
+
+/// What an operator does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
+pub enum StreamAct {
+    /// Starts more workers, once there was an alert.
+    AddWorkers {
+        /// Seconds after the first alert.
+        after_alert_s: u64,
+        /// How many there are then.
+        workers: usize,
+    },
+}
+
+/// What must be read off the job at a moment. Limits are inclusive; what has none is not judged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reading {
+    /// Seconds from the start; the newest look until then tells.
+    pub at_s: u64,
+    /// Records behind.
+    pub lag: Option<[u64; 2]>,
+    /// How long the newest commit took, in milliseconds; of several workers, that which took longest.
+    pub commit_ms: Option<[u64; 2]>,
+    /// State, in megabytes of the account.
+    pub state_mb: Option<[u64; 2]>,
+    /// Records that came in a second, over the time of [`super::world::RATE_OVER_S`].
+    pub in_per_s: Option<[u64; 2]>,
+    /// Records that were processed in a second, over the same time.
+    pub out_per_s: Option<[u64; 2]>,
 }
 
 /// What is sent. Shares are thousandths of the events.
@@ -74,6 +133,9 @@ pub struct Workload {
     /// Partitions that get nothing for a while.
     #[serde(default)]
     pub silent: Vec<Silence>,
+    /// Types of events that come later.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arrival: Vec<Arrival>,
 }
 
 /// What must be true at the end.
@@ -93,6 +155,18 @@ pub struct StreamExpect {
     /// How many events must have come to each of these ends.
     #[serde(default)]
     pub fates_min: BTreeMap<Fate, u64>,
+    /// Records by which the job must never be behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_below: Option<u64>,
+    /// Kinds of the alerts that must be raised, in order; no others may be. Without it, alerts are not judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alerts: Option<Vec<String>>,
+    /// Longest time from the first effect that anybody could see to the first alert, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detected_within_s: Option<u64>,
+    /// What must be read off the job.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reading: Vec<Reading>,
 }
 
 /// The story.
@@ -119,10 +193,25 @@ pub struct StreamScenario {
     pub patience_s: u64,
     /// A defence that is off.
     pub sabotage: Option<Sabotage>,
+    /// A defence without which the story is told once more, for comparison.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counterfactual: Option<Sabotage>,
     /// What is sent.
     pub workload: Workload,
     /// The job's configuration; what is missing is as specified.
     pub config: StreamConfig,
+    /// What processing and state cost; without it, nothing but the way to the broker takes time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+    /// Who looks at the job; without it, nobody is told of anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch: Option<Watch>,
+    /// What people noticed by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<Account>,
+    /// What operators do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operator: Vec<StreamAct>,
     /// Faults.
     #[serde(default)]
     pub fault: Vec<StreamFault>,
@@ -168,10 +257,72 @@ impl StreamScenario {
         for fault in &self.fault {
             fault.check(self)?;
         }
+        self.check_incident()?;
         if self.summary.chars().any(|c| c.is_ascii_digit()) {
             return Err("summary: found a digit, expected prose without numbers; each number is a field of its own".into());
         }
         Ok(())
+    }
+
+    /// What a story of an incident has beside the others.
+    fn check_incident(&self) -> Result<(), String> {
+        for arrival in &self.workload.arrival {
+            let Arrival { event_type, per_minute, from_s, to_s, pages } = arrival;
+            if !self.config.event_types.contains(event_type) {
+                return Err(format!("workload.arrival: found event_type {event_type:?}, expected one of config.event_types"));
+            }
+            if !(1..=1_000_000).contains(per_minute) || !(1..=1_000_000).contains(pages) {
+                return Err("workload.arrival: per_minute, pages: expected 1 to 1000000".into());
+            }
+            if from_s >= to_s || *to_s > self.workload.duration_s {
+                return Err(format!(
+                    "workload.arrival: found {from_s} to {to_s}, expected an end after the start and up to duration_s"
+                ));
+            }
+        }
+        if let Some(cost) = &self.cost {
+            cost.check()?;
+        }
+        if self.watch.as_ref().is_some_and(|watch| watch.every_s == 0) {
+            return Err("watch.every_s: found 0, expected at least 1".into());
+        }
+        if !self.operator.is_empty() && self.watch.is_none() {
+            return Err("operator: found an action after an alert, expected a watch that raises one".into());
+        }
+        for StreamAct::AddWorkers { workers, .. } in &self.operator {
+            if !(self.workers + 1..=WORKERS_MAX).contains(workers) {
+                return Err(format!("operator: found workers {workers}, expected {} to {WORKERS_MAX}", self.workers + 1));
+            }
+        }
+        if self.counterfactual.is_some() && self.account.is_none() {
+            return Err("counterfactual: found no account, expected one, for nobody is told in the comparison".into());
+        }
+        if self.cost.is_none() && self.expect.reading.iter().any(|r| r.commit_ms.is_some() || r.state_mb.is_some()) {
+            return Err("expect.reading: found commit_ms or state_mb, expected a cost that gives them".into());
+        }
+        Ok(())
+    }
+
+    /// Workers that may ever be there.
+    pub fn workers_most(&self) -> usize {
+        self.operator.iter().map(|StreamAct::AddWorkers { workers, .. }| *workers).fold(self.workers, usize::max)
+    }
+
+    /// The same story without the defence that it names for comparison. Nobody is told anything in it, so no operator comes.
+    pub fn told_without(&self) -> Option<Self> {
+        let sabotage = Some(self.counterfactual?);
+        Some(Self { sabotage, counterfactual: None, watch: None, operator: Vec::new(), ..self.clone() })
+    }
+
+    /// The same story with the defence on that it switches off; what it tells of the course without it is not asked.
+    pub fn defended(&self) -> Option<Self> {
+        self.sabotage?;
+        let mut defended = Self { sabotage: None, ..self.clone() };
+        let expect = &mut defended.expect;
+        (expect.verdict, expect.broken, expect.lag_min) = (Verdict::Holds, Vec::new(), 0);
+        (expect.alerts, expect.detected_within_s) = (None, None);
+        expect.reading.clear();
+        Some(defended)
     }
 
     /// The text that gives this scenario.
@@ -191,5 +342,49 @@ impl StreamScenario {
     pub fn healed_s(&self) -> u64 {
         let production = self.workload.duration_s + super::workload::CLOSING_S;
         self.fault.iter().map(StreamFault::over_s).fold(production.max(self.workers_from_s), u64::max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAG: &str = include_str!("../../../scenarios/incidents/lag_1405.toml");
+    const TOLD: &str = include_str!("../../../scenarios/negative/lag_1405_no_ttl.toml");
+
+    #[test]
+    fn the_comparison_is_the_story_that_the_account_tells() {
+        let without = StreamScenario::parse(LAG).expect("a story").told_without().expect("a comparison");
+        let told = StreamScenario::parse(TOLD).expect("a story");
+        assert_eq!((without.sabotage, without.watch.as_ref(), without.operator.len()), (told.sabotage, None, 0));
+        assert_eq!(
+            (without.workload, without.config, without.cost),
+            (told.workload.clone(), told.config.clone(), told.cost.clone())
+        );
+        let defended = told.defended().expect("a twin");
+        assert_eq!((defended.sabotage, defended.expect.lag_min, defended.expect.reading.len()), (None, 0, 0));
+        assert_eq!(defended.told_without(), None);
+    }
+
+    #[test]
+    fn a_story_of_an_incident_says_what_it_needs() {
+        let said = |from: &str, to: &str| {
+            assert!(LAG.contains(from), "no {from}");
+            StreamScenario::parse(&LAG.replacen(from, to, 1)).expect_err(to)
+        };
+        for (from, to, wanted) in [
+            ("event_type = \"wishlist\"", "event_type = \"wish\"", "expected one of config.event_types"),
+            ("to_s = 1440", "to_s = 1441", "expected an end after the start and up to duration_s"),
+            ("every_s = 60", "every_s = 0", "watch.every_s: found 0"),
+            ("workers = 4", "workers = 1", "operator: found workers 1, expected 2 to 8"),
+            ("records_per_s", "records_per_h", "unknown field `records_per_h`"),
+            ("action = \"add_workers\"", "action = \"pray\"", "unknown variant `pray`"),
+            ("scale = ", "scale = 0 #", "cost.scale: found 0, expected 1 to 1000000"),
+        ] {
+            let error = said(from, to);
+            assert!(error.contains(wanted), "{to}: {error}");
+        }
+        let unwatched: String = LAG.replace("[watch]\nevery_s = 60\nlag_records_max = 5000\nlag_ms_max = 120000\n", "");
+        assert!(StreamScenario::parse(&unwatched).expect_err("nobody looks").contains("expected a watch that raises one"));
     }
 }

@@ -56,6 +56,7 @@ pub fn draw(seed: u64) -> StreamScenario {
         invalid: share(80),
         on_the_edge: 0,
         silent: Vec::new(),
+        arrival: Vec::new(),
     };
     let mut config = config();
     config.merge_partitions = world.between(1, 4) as i32;
@@ -72,8 +73,13 @@ pub fn draw(seed: u64) -> StreamScenario {
         workers_from_s: if world.chance((1, 4)) { world.between(1, 120) } else { 0 },
         patience_s: 300,
         sabotage: None,
+        counterfactual: None,
         workload,
         config,
+        cost: None,
+        watch: None,
+        account: None,
+        operator: Vec::new(),
         fault: Vec::new(),
         expect: StreamExpect {
             verdict: Verdict::Holds,
@@ -81,6 +87,10 @@ pub fn draw(seed: u64) -> StreamScenario {
             fired_min: 0,
             lag_min: 0,
             fates_min: BTreeMap::new(),
+            lag_below: None,
+            alerts: None,
+            detected_within_s: None,
+            reading: Vec::new(),
         },
     };
     let mut silence = root.child("silence");

@@ -17,7 +17,7 @@ use simulacro_core::{
 
 use super::{
     faults::Faults,
-    scenario::StreamScenario,
+    scenario::{Arrival, StreamScenario},
     wire::{self, Event},
 };
 use crate::rng::Stream;
@@ -269,12 +269,46 @@ impl Maker<'_> {
     }
 }
 
-/// Decides everything that will be sent. `schema` is the id of the declaration of clicks.
+impl Maker<'_> {
+    /// The records of a type that comes later.
+    fn arrive(&mut self, arrival: &Arrival, random: &mut Stream) -> Vec<Sending> {
+        let workload = &self.story.workload;
+        let start_ms = self.story.start.timestamp_millis();
+        let step_us = (60_000_000 / arrival.per_minute).max(1);
+        let mut out = Vec::new();
+        let mut at_us = arrival.from_s * 1_000_000 + random.between(0, step_us);
+        while at_us < arrival.to_s * 1_000_000 {
+            let at_ms = (at_us / 1_000).cast_signed();
+            let user = random.between(0, workload.users - 1);
+            let event = Event {
+                user_id: format!("u{user}"),
+                event_type: arrival.event_type.clone(),
+                page: format!("/{}/{}", arrival.event_type, random.between(0, arrival.pages - 1)),
+                product_id: None,
+                cents: 0,
+                region: REGIONS[user as usize % REGIONS.len()].to_owned(),
+                timestamp_ms: start_ms + at_ms - random.between(0, 2_000).cast_signed(),
+            };
+            let partition = (hash(&event.user_id) % u64::from(workload.partitions.unsigned_abs())) as i32;
+            let key = Bytes::from(event.user_id.clone());
+            let value = self.good(event);
+            out.push(Sending { at_ms, partition, key, value });
+            at_us += random.between(1, 2 * step_us);
+        }
+        out
+    }
+}
+
+/// Decides everything that will be sent: the producers' records, then those of types that come later. `schema` is the id of the declaration of clicks.
 pub fn plan(story: &StreamScenario, schema: u32, faults: &Faults, random: &Stream) -> Plan {
     let mut maker = Maker { story, faults, schema, meanings: Meanings::new() };
     let workload = &story.workload;
     let mut sendings: Vec<Vec<Sending>> =
         (0..workload.producers).map(|n| maker.produce(n, &mut random.child(&format!("producer {n}")))).collect();
+    for (number, arrival) in workload.arrival.iter().enumerate() {
+        let sent = maker.arrive(arrival, &mut random.child(&format!("arrival {number}")));
+        sendings.push(sent);
+    }
     let start_ms = story.start.timestamp_millis();
     let duration_ms = (workload.duration_s * 1_000).cast_signed();
     let ends_ms = start_ms + duration_ms;

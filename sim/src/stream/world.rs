@@ -15,13 +15,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use simulacro_core::{
+    assets::{MONITOR, MonitorLimits, StreamingMonitor},
     avro::{CLICKS, CLICKS_SUBJECT, memory::MemoryRegistry},
     contract::Contract,
-    history::{Event, Recorder},
-    orchestrator::{RetryPolicy, SourcePolicy},
+    history::{Event, Recorder, recorded_notifier},
+    orchestrator::{RetryPolicy, Slot, SourcePolicy, Work},
     platform::{Config, Platform},
     ports::{
-        Env, NoDimensions, PortError, Ports,
+        Alert, Env, NoDimensions, Notifier, PortError, Ports,
         event_log::{EventLog, TopicPartition, TopicSpec},
     },
     streaming::{config::StreamConfig, event::Fate, status::JobStatus},
@@ -30,13 +31,15 @@ use simulacro_lakehouse::{DeltaLakehouse, DeltaWarehouse};
 use simulacro_log::{Blob, Client, Limits, Request, Response, Settings};
 
 use super::{
+    cost::Costs,
     faults::{Faults, StreamFault},
     invariants::{self, Evidence, Sample, Topic},
     link::HostLink,
     oracle::{self, Delivered, Expected, Rules},
     process::{HostEnv, Process, WorldEnv},
     registry::{RegistryService, SimRegistry},
-    scenario::StreamScenario,
+    sabotage::Sabotage,
+    scenario::{Reading, StreamAct, StreamScenario, Watch as Monitoring},
     workload::{self, Ledger},
 };
 use crate::{
@@ -49,11 +52,13 @@ use crate::{
     rng::Stream,
     scenario::Verdict,
     store::{DirectStore, ObjectService, PortStore},
-    world::{CONTRACT, Failure, Judgement},
+    world::{CONTRACT, Failure, Incident, Judgement},
 };
 
 /// How often the monitor looks.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Rates are told over so many seconds.
+pub const RATE_OVER_S: u64 = 180;
 /// How often the reader of the output reads.
 const READ_EVERY: Duration = Duration::from_millis(500);
 /// How long a worker that failed stays down before it is started again.
@@ -88,6 +93,12 @@ pub struct Figures {
     pub drained_after_s: Option<i64>,
     /// Hits of the faults, by mode.
     pub struck: BTreeMap<String, u64>,
+    /// Longest commit of a worker in milliseconds, where commits have a cost.
+    #[serde(default)]
+    pub commit_ms_max: Option<u64>,
+    /// Most state in megabytes of the account, where it has a cost.
+    #[serde(default)]
+    pub state_mb_max: Option<u64>,
 }
 
 impl Figures {
@@ -114,8 +125,12 @@ impl Figures {
     /// The figures in one line.
     pub fn line(&self) -> String {
         let drained = self.drained_after_s.map_or("never done".to_owned(), |s| format!("done {s} s after the last fault"));
+        let costs = match (self.commit_ms_max, self.state_mb_max) {
+            (Some(ms), Some(mb)) => format!(", commits up to {}.{} s, state up to {mb} MB", ms / 1_000, ms % 1_000 / 100),
+            _ => String::new(),
+        };
         format!(
-            "{} events, {} windows, {} crashes, {} rebalances, {} commits, {} aborts, lag up to {}, {drained}, {} s of virtual time",
+            "{} events, {} windows, {} crashes, {} rebalances, {} commits, {} aborts, lag up to {}{costs}, {drained}, {} s of virtual time",
             self.events,
             self.windows,
             self.crashes,
@@ -128,12 +143,23 @@ impl Figures {
     }
 }
 
+/// What the job's own doing costs, as the monitor saw it at a look.
+#[derive(Debug, Clone, Copy, Default)]
+struct Gauge {
+    commit_ms: u64,
+    state_mb: u64,
+}
+
 /// What hosts leave behind.
 #[derive(Debug, Default)]
 struct Seen {
     ledger: Ledger,
     reader: BTreeMap<i32, Vec<(i64, Option<Bytes>)>>,
     samples: Vec<Sample>,
+    /// One for each sample, where commits have a cost.
+    gauges: Vec<Gauge>,
+    /// When the first alert was raised.
+    alerted: Option<Duration>,
     producing: usize,
     /// When the monitor found everything done.
     drained: Option<Duration>,
@@ -160,6 +186,9 @@ struct Stage {
     elsewhere: Ports,
     seen: Mutex<Seen>,
     starts: Arc<AtomicU64>,
+    costs: Option<Arc<Costs>>,
+    pager: Arc<SimNotifier>,
+    notifier: Arc<dyn Notifier>,
     /// From here on all windows of the story are closed.
     closed_ms: i64,
     over: AtomicBool,
@@ -210,7 +239,17 @@ pub fn run(story: &StreamScenario, seed: u64, plant: bool) -> Result<(Judgement,
     let mut config = story.config.clone();
     story.sabotage.iter().for_each(|sabotage| sabotage.config(&mut config));
     let sliding_ms = i64::try_from(story.config.sliding_window.as_millis()).unwrap_or(i64::MAX);
+    let pager = Arc::new(SimNotifier {
+        env: Arc::new(WorldEnv),
+        raised: Mutex::default(),
+        open: Mutex::default(),
+        host: Arc::new(Host::new("watch", [])),
+    });
+    let cost = story.cost.clone();
     let stage = Arc::new(Stage {
+        costs: cost.map(|cost| Costs::new(cost, story.config.topics.clone(), broker.clone())),
+        notifier: recorded_notifier(pager.clone(), recorder.clone()),
+        pager,
         config,
         root,
         broker: broker.clone(),
@@ -225,7 +264,7 @@ pub fn run(story: &StreamScenario, seed: u64, plant: bool) -> Result<(Judgement,
         },
         contract: Contract::parse("contracts/odcs/cdnow/ventas.yaml", CONTRACT)?,
         elsewhere: elsewhere(&broker, &recorder),
-        seen: Mutex::new(Seen { producing: story.workload.producers, ..Seen::default() }),
+        seen: Mutex::new(Seen { producing: plan.sendings.len(), ..Seen::default() }),
         starts: Arc::default(),
         closed_ms: plan.ends_ms + sliding_ms,
         over: AtomicBool::new(false),
@@ -240,8 +279,11 @@ pub fn run(story: &StreamScenario, seed: u64, plant: bool) -> Result<(Judgement,
         .simulation_duration(limit * 2 + Duration::from_secs(3_600))
         .build();
     let mut workers = Vec::new();
-    for number in 0..story.workers {
+    for number in 0..story.workers_most() {
         let process = Process::new(format!("worker-{number}"), Some(number));
+        if number >= story.workers {
+            process.sleep_in();
+        }
         host(&mut sim, &stage, &process, &format!("worker-{number}"));
         let replaced =
             |f: &StreamFault| matches!(f, StreamFault::WorkerFreeze { worker, replaced: true, .. } if *worker == number);
@@ -263,7 +305,13 @@ pub fn run(story: &StreamScenario, seed: u64, plant: bool) -> Result<(Judgement,
         sim.host(name, move || observe(stage.clone(), process.clone(), watch));
     }
 
+    if let Some(watch) = story.watch.clone().filter(|_| story.sabotage != Some(Sabotage::Unwatched)) {
+        let (stage, process) = (stage.clone(), Process::new("watch", None));
+        sim.host("watch", move || keep_watch(stage.clone(), process.clone(), watch.clone()));
+    }
+
     let (mut crashes, mut over_at) = (0, None);
+    let mut acts = story.operator.clone();
     loop {
         sim.step().map_err(|e| format!("the simulation stopped: {e}"))?;
         let elapsed = sim.elapsed();
@@ -271,6 +319,15 @@ pub fn run(story: &StreamScenario, seed: u64, plant: bool) -> Result<(Judgement,
         for (worker, deed) in faults.due(elapsed) {
             workers[worker].process.suffer(deed, elapsed);
             recorder.record("world", "strike", "ok".into(), json!({ "worker": worker, "deed": format!("{deed:?}") }));
+        }
+        let since = stage.seen().alerted.map(|at| elapsed.saturating_sub(at));
+        let is_due = |act: &StreamAct| {
+            let StreamAct::AddWorkers { after_alert_s, .. } = act;
+            since.is_some_and(|since| since >= Duration::from_secs(*after_alert_s))
+        };
+        for StreamAct::AddWorkers { workers: wanted, .. } in acts.extract_if(.., |act| is_due(act)) {
+            workers.iter().take(wanted).skip(story.workers).for_each(|life| life.process.wake());
+            recorder.record("operator", "add_workers", "ok".into(), json!({ "workers": wanted }));
         }
         for life in &mut workers {
             crashes += u64::from(life.go_on(&mut sim, elapsed, &recorder));
@@ -378,6 +435,10 @@ async fn work(stage: Arc<Stage>, process: Arc<Process>, member: String, start: u
         Some(sabotage) => sabotage.log(log, &stage.config.topics, stage.starts.clone()),
         None => log,
     };
+    let log = match &stage.costs {
+        Some(costs) => costs.log(log, env.clone()),
+        None => log,
+    };
     loop {
         if process.is_leaving() {
             env.sleep(Duration::from_millis(100)).await;
@@ -443,6 +504,51 @@ enum Watch {
     Output,
 }
 
+/// The platform's monitor of the stream. What its orchestrator does when a check before a run fails is done here without one: it
+/// raises an alert, and resolves it once all checks pass.
+async fn keep_watch(stage: Arc<Stage>, process: Arc<Process>, watch: Monitoring) -> Ended {
+    let env = stage.env(&process, 0);
+    let limit = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let limits = MonitorLimits {
+        lag_records_max: limit(watch.lag_records_max),
+        lag_ms_max: limit(watch.lag_ms_max),
+        ..MonitorLimits::specification()
+    };
+    // Nothing loads the windows here, so the ledger and the warehouse stay empty.
+    let Ports { ledger, warehouse, .. } = stage.elsewhere.clone();
+    let log = Arc::new(stage.client(&env, 0));
+    let monitor = StreamingMonitor::new(env.clone(), log, ledger, warehouse, stage.config.clone(), limits);
+    let key = format!("breaker_open/{MONITOR}");
+    let mut is_open = false;
+    loop {
+        env.sleep(Duration::from_secs(watch.every_s)).await;
+        let now = env.now();
+        let failed: Vec<String> = monitor
+            .checks(Slot { scheduled: now, fecha: now.date_naive() })
+            .await
+            .into_iter()
+            .filter(|result| !result.passed)
+            .map(|result| format!("{}: found {}, expected {}", result.check, result.observed, result.expected))
+            .collect();
+        let told = match (failed.is_empty(), is_open) {
+            (false, false) => {
+                let summary = format!("{MONITOR}: the checks before processing fail: {}", failed.join("; "));
+                let alert = Alert { dedup_key: key.clone(), kind: "breaker_open".into(), priority: 1, summary };
+                stage.notifier.raise(&alert).await
+            }
+            (true, true) => stage.notifier.resolve(&key).await,
+            (true, false) | (false, true) => continue,
+        };
+        // What the pager did not take is tried again at the next look.
+        if told.is_ok() {
+            is_open = !is_open;
+            if is_open {
+                stage.seen().alerted.get_or_insert(env.elapsed());
+            }
+        }
+    }
+}
+
 /// Looks at the job, or reads its output, through links of its own that no fault strikes.
 async fn observe(stage: Arc<Stage>, process: Arc<Process>, watch: Watch) -> Ended {
     let env = stage.env(&process, 0);
@@ -457,7 +563,15 @@ async fn observe(stage: Arc<Stage>, process: Arc<Process>, watch: Watch) -> Ende
                 // The broker may be away: then there is no look.
                 let Ok(status) = JobStatus::read(&stage.config, &log).await else { continue };
                 // For the timeline of the report: how far the job is behind, in records and in time.
-                let look = json!({ "lag_records": status.lag_records(), "closed_ms": status.closed_ms() });
+                let mut look = json!({ "lag_records": status.lag_records(), "closed_ms": status.closed_ms() });
+                let gauge = stage.costs.as_ref().map(|costs| Gauge {
+                    commit_ms: costs.commit_ms(),
+                    state_mb: costs.megabytes(stage.story.workload.partitions, stage.config.merge_partitions),
+                });
+                if let Some(gauge) = gauge {
+                    look["commit_ms"] = gauge.commit_ms.into();
+                    look["state_mb"] = gauge.state_mb.into();
+                }
                 stage.recorder.record("monitor", "look", "ok".into(), look);
                 let mut seen = stage.seen();
                 let done = is_quiet
@@ -467,6 +581,7 @@ async fn observe(stage: Arc<Stage>, process: Arc<Process>, watch: Watch) -> Ende
                     && env.elapsed() >= Duration::from_secs(stage.story.healed_s());
                 let at = env.elapsed();
                 seen.samples.push(Sample { at, status });
+                seen.gauges.extend(gauge);
                 if done && seen.drained.is_none() {
                     seen.drained = Some(at);
                 }
@@ -535,6 +650,68 @@ fn digest(topic: &Topic) -> String {
         }
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The records of the input by then, those of them that are processed, and when.
+fn standing(sample: &Sample) -> (u64, u64, f64) {
+    let end: i64 = sample.status.clicks.values().map(|click| click.end_offset).sum();
+    (end.max(0).cast_unsigned(), sample.status.records_read(), sample.at.as_secs_f64())
+}
+
+/// What a reading misses.
+fn misread(reading: &Reading, seen: &Seen) -> Vec<String> {
+    let newest = |at_s: u64| seen.samples.iter().rposition(|sample| sample.at <= Duration::from_secs(at_s));
+    let Some(index) = newest(reading.at_s) else { return vec![format!("reading at {} s: found no look", reading.at_s)] };
+    let sample = &seen.samples[index];
+    let gauge = seen.gauges.get(index).copied().unwrap_or_default();
+    let (came, done, at) = standing(sample);
+    let (came_before, done_before, before) =
+        newest(reading.at_s.saturating_sub(RATE_OVER_S)).map_or((0, 0, 0.0), |earlier| standing(&seen.samples[earlier]));
+    let rate = |count: u64| (count as f64 / (at - before).max(1.0)).round() as u64;
+    let lag = sample.status.lag_records().max(0).cast_unsigned();
+    [
+        ("records behind", lag, reading.lag),
+        ("milliseconds of a commit", gauge.commit_ms, reading.commit_ms),
+        ("megabytes of state", gauge.state_mb, reading.state_mb),
+        ("records that came in a second", rate(came.saturating_sub(came_before)), reading.in_per_s),
+        ("records that were processed in a second", rate(done.saturating_sub(done_before)), reading.out_per_s),
+    ]
+    .into_iter()
+    .filter_map(|(what, found, wanted)| wanted.map(|[low, high]| (what, found, low, high)))
+    .filter(|(_, found, low, high)| !(low..=high).contains(&found))
+    .map(|(what, found, low, high)| format!("reading at {} s: found {found} {what}, expected {low} to {high}", reading.at_s))
+    .collect()
+}
+
+/// The lag of an incident: it begins with the first look at which the oldest event has waited more than twice as long as any did
+/// before the cause, and is over after the last such look. It is told in time and not in records, of which more are usual
+/// when more come. `None` without an account of people, or when nothing showed.
+fn incident(story: &StreamScenario, seen: &Seen, raised: &[(DateTime<chrono::Utc>, Alert)]) -> Option<Incident> {
+    let account = story.account.as_ref()?;
+    let when = |sample: &Sample| story.start + sample.at;
+    let lag = |sample: &Sample| sample.status.lag_records().max(0).cast_unsigned();
+    let waits = |sample: &Sample| {
+        let now_ms = when(sample).timestamp_millis();
+        sample.status.clicks.values().map(|click| click.lag_ms(now_ms)).max().unwrap_or(0)
+    };
+    let normal = seen.samples.iter().filter(|s| when(s) < account.began_at).map(waits).max().unwrap_or(0);
+    let is_behind = |sample: &Sample| when(sample) >= account.began_at && waits(sample) > 2 * normal;
+    let effect_at = when(seen.samples.iter().find(|s| is_behind(s))?);
+    let last = seen.samples.iter().rposition(is_behind)?;
+    let alert = raised.iter().find(|(at, _)| *at >= account.began_at).map(|(at, alert)| (*at, alert.kind.clone()));
+    let cause_after_s = alert.is_none().then(|| (account.cause_at - account.began_at).num_seconds());
+    let (detected_at, detected_by) = alert.unwrap_or((account.noticed_at, "people".to_owned()));
+    Some(Incident {
+        effect_at,
+        detected_at: Some(detected_at),
+        detected_by: Some(detected_by),
+        resolved_at: seen.samples.get(last + 1).map(when),
+        wrong_rows: 0,
+        wrong_cents: 0,
+        customers: 0,
+        cause_after_s,
+        behind: Some(seen.samples.iter().map(lag).max().unwrap_or(0)),
+    })
 }
 
 fn judge(stage: &Stage, plan: &workload::Plan, crashes: u64, virtual_s: u64) -> Result<Judgement, Failure> {
@@ -617,9 +794,24 @@ fn judge(stage: &Stage, plan: &workload::Plan, crashes: u64, virtual_s: u64) -> 
         lag_max: seen.samples.iter().map(lag).max().unwrap_or(0),
         drained_after_s: seen.drained.map(|at| at.as_secs().cast_signed() - story.healed_s().cast_signed()),
         struck,
+        commit_ms_max: seen.gauges.iter().map(|gauge| gauge.commit_ms).max(),
+        state_mb_max: seen.gauges.iter().map(|gauge| gauge.state_mb).max(),
     };
+    let raised = stage.pager.raised.lock().map_err(|_| "the pager panicked")?.clone();
+    let incident = incident(story, &seen, &raised);
 
     let mut problems = seen.broken.clone();
+    problems.extend(story.expect.reading.iter().flat_map(|reading| misread(reading, &seen)));
+    let kinds: Vec<&str> = raised.iter().map(|(_, alert)| alert.kind.as_str()).collect();
+    if let Some(wanted) = story.expect.alerts.as_ref().filter(|wanted| **wanted != kinds) {
+        problems.push(format!("alerts: found {kinds:?}, expected {wanted:?}"));
+    }
+    if let Some(limit) = story.expect.detected_within_s {
+        let delay = incident.as_ref().and_then(|i| Some((i.detected_at? - i.effect_at).num_seconds()));
+        if delay.is_none_or(|delay| delay > i64::try_from(limit).unwrap_or(i64::MAX)) {
+            problems.push(format!("detection: found {delay:?} s after the first effect, expected within {limit} s"));
+        }
+    }
     match story.expect.verdict {
         Verdict::Holds => problems.extend(broken.iter().map(|(name, text)| format!("invariant {name}: {text}"))),
         Verdict::Caught => {
@@ -657,7 +849,7 @@ fn judge(stage: &Stage, plan: &workload::Plan, crashes: u64, virtual_s: u64) -> 
         expected: Vec::new(),
         mart: Vec::new(),
         attempts: Vec::new(),
-        alerts: Vec::new(),
+        alerts: raised.iter().map(|(at, a)| format!("{} {}", at.format("%m-%d %H:%M:%S"), a.kind)).collect(),
         published: BTreeMap::new(),
         hits,
         hashes: there.iter().map(|(name, topic)| (name.clone(), digest(topic))).collect(),
@@ -666,7 +858,7 @@ fn judge(stage: &Stage, plan: &workload::Plan, crashes: u64, virtual_s: u64) -> 
         draws: interpose::draws(),
         stream: Some(figures),
         platform: None,
-        incident: None,
+        incident,
         without: None,
         recovered: Vec::new(),
     })

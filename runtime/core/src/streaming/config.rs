@@ -108,7 +108,7 @@ pub struct StreamConfig {
     /// A partition whose watermark is further ahead of the global one is paused, which bounds the state of the merge.
     #[serde(rename = "ahead_max_ms", with = "millis")]
     pub ahead_max: Duration,
-    /// Longest time between commits.
+    /// Longest time from the end of a commit to the next one.
     #[serde(rename = "commit_interval_ms", with = "millis")]
     pub commit_interval: Duration,
     /// Records after which a commit is made earlier.

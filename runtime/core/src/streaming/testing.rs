@@ -90,6 +90,7 @@ struct Inner {
     polls: u64,
     failing_polls: u32,
     look_ms: i64,
+    commit_ms: i64,
     sessions: bool,
     holding: bool,
 }
@@ -128,6 +129,10 @@ impl MemoryLog {
     pub fn slow_down(&self, look_ms: i64) {
         let mut inner = self.lock();
         (inner.look_ms, inner.sessions) = (look_ms, true);
+    }
+    /// Lets each commit of a transaction take so long.
+    pub fn slow_commits(&self, commit_ms: i64) {
+        self.lock().commit_ms = commit_ms;
     }
     /// Polls bring no records any more.
     pub fn hold_records(&self) {
@@ -468,6 +473,7 @@ impl Producer for MemoryProducer {
     }
     async fn commit(&mut self) -> Result<()> {
         self.call(|p| {
+            p.log.env.0.fetch_add(p.log.lock().commit_ms, Ordering::SeqCst);
             let Some((records, offsets, group)) = p.open.clone() else {
                 assert!(p.last_committed, "commit without a transaction");
                 return Ok(());

@@ -22,7 +22,7 @@ use super::{
     window::{MetricRow, WindowKind},
 };
 use crate::ports::{
-    PortError,
+    Env as _, PortError,
     event_log::{EventLog, LogRecord, TopicPartition, TopicSpec},
 };
 
@@ -775,6 +775,26 @@ fn a_worker_keeps_its_membership_while_it_restores_many_partitions() {
         }
         let read: u64 = worker.clicks().values().map(|task| task.counts().read).sum();
         assert_eq!((worker.clicks().len(), worker.merges().len(), read), (8, 2, 8));
+    });
+}
+
+#[test]
+fn commits_that_take_longer_than_the_interval_leave_time_for_polls() {
+    run(async {
+        let config = config();
+        let inputs: Vec<Input> = (0..100).map(|n| input(0, &click(&format!("u{n}"), "/", "norte", T0), T0)).collect();
+        let log = log_with(1, 1, &inputs).await;
+        log.slow_commits(5 * config.commit_interval.as_millis() as i64);
+        let mut worker = open(&log, &config, 0).await;
+        let (mut records, mut commits) = (0, 0);
+        while records < 100 {
+            let step = worker.step().await.unwrap();
+            records += step.records;
+            commits += usize::from(step.committed);
+            // What a poll takes: a tenth of the interval.
+            log.env.sleep(config.commit_interval / 10).await;
+        }
+        assert!((5..=12).contains(&commits), "{commits} commits of 100 polls");
     });
 }
 
