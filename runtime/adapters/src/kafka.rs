@@ -338,6 +338,8 @@ struct Reader {
     fresh: bool,
 }
 
+/// How often a producer that waits for acknowledgements looks for them.
+const FLUSH_LOOK: Duration = Duration::from_micros(500);
 /// Readers that are kept at most.
 const READERS_MAX: usize = 64;
 
@@ -1271,14 +1273,24 @@ impl Writer {
     }
 
     /// Waits until each record is acknowledged or given up. rdkafka's own wait asks every tenth of a second and sleeps in
-    /// between whatever comes, which would be the largest part of a commit.
+    /// between whatever comes, which would be the largest part of a commit; and a poll of its that waits turns in circles for
+    /// its last millisecond, so the wait is apart from the polls.
     fn flush(&self) -> Result<()> {
         loop {
             match self.producer.flush(Duration::ZERO) {
                 Ok(()) => return Ok(()),
-                Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)) => self.producer.poll(Duration::from_millis(1)),
+                Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)) => {}
                 Err(error) => return Err(self.error("send records".into(), error)),
             }
+            let mut left = self.producer.in_flight_count();
+            loop {
+                self.producer.poll(Duration::ZERO);
+                let now = self.producer.in_flight_count();
+                if std::mem::replace(&mut left, now) == now {
+                    break;
+                }
+            }
+            std::thread::sleep(FLUSH_LOOK);
         }
     }
 
