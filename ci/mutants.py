@@ -22,8 +22,14 @@ DEFENCES = [
     "runtime/log/src/client.rs",
 ]
 SWEEPS = [["sweep", "--seeds", "20"], ["sweep", "--world", "stream", "--seeds", "6"]]
-# CPU seconds of one run, many times what any takes: a run without an end is noticed, too, and a busy machine breaks nothing.
+# What one run may take, many times what any does: a run without an end, one that waits for ever and one that eats all memory are
+# noticed, too, and a busy machine breaks nothing.
 RUN_CPU_S = 180
+RUN_WALL_S = 900
+RUN_BYTES = 8 << 30
+# Where a mutation can show. What stands in neither list runs in both worlds.
+STREAM_ONLY = ("runtime/core/src/streaming/", "runtime/core/src/avro/", "runtime/log/")
+BATCH_ONLY = ("runtime/core/src/batch/", "runtime/core/src/orchestrator/", "runtime/core/src/dimensions/", "runtime/lakehouse/")
 
 
 def say(text):
@@ -32,6 +38,10 @@ def say(text):
 
 def header(text):
     return dict(re.findall(r"^# ([a-z ]+): (.*)$", text.split("\n--- ", 1)[0], re.M))
+
+
+def files_of(patch):
+    return re.findall(r"^--- a/(\S+)", patch, re.M)
 
 
 def load_patches():
@@ -97,14 +107,24 @@ def seed_target(target):
             shutil.copy2(TARGET / name, target)
 
 
-def run(command, cwd, cpu_s=None):
-    """Runs a command in a process group of its own: exit code and what it said. Each of its processes may use so much CPU time."""
-    limit = (lambda: resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))) if cpu_s else None
-    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=limit)
+def limit():
+    resource.setrlimit(resource.RLIMIT_CPU, (RUN_CPU_S, RUN_CPU_S))
+    resource.setrlimit(resource.RLIMIT_AS, (RUN_BYTES, RUN_BYTES))
+
+
+def run(command, cwd, limited=False):
+    """Runs a command in a process group of its own: exit code and what it said. Limits are those of each of its processes."""
+    process = subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=limit if limited else None
+    )
     RUNNING.add(process.pid)
     try:
-        said, _ = process.communicate()
+        said, _ = process.communicate(timeout=RUN_WALL_S if limited else None)
         return process.returncode, said
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return -signal.SIGKILL, f"error: no end after {RUN_WALL_S} s"
     finally:
         RUNNING.discard(process.pid)
 
@@ -122,6 +142,9 @@ def end(signum, frame):
 class Bench:
     def __init__(self, work, jobs):
         self.tree, self.target, self.jobs = work / "tree", work / "target", jobs
+        # Seconds that each of the suite took without a mutation.
+        self.noted = work / "costs.json"
+        self.costs = json.loads(self.noted.read_text()) if self.noted.exists() else {}
         # Without debugging information: half of the time of an incremental build is linking it.
         os.environ.update(CARGO_TARGET_DIR=str(self.target), CARGO_PROFILE_DEV_DEBUG="0")
 
@@ -142,18 +165,25 @@ class Bench:
         return [n for n in names if tomllib.loads((ROOT / n).read_text()).get("tier") == "pr"]
 
     def suite(self, patch, results):
-        """Every scenario and sweep; the likely killers first: those the patch names, those of its world, those that killed most."""
-        stream = re.search(r"^--- a/runtime/(core/src/(streaming|avro)|log)/", patch, re.M) is not None
+        """Every scenario and sweep in whose world the lines run; those the patch names first, then what killed most in the same
+        file, then what killed most, then what is quick."""
+        changed = files_of(patch)
+        in_stream = not all(file.startswith(BATCH_ONLY) for file in changed) or not changed
+        in_batch = not all(file.startswith(STREAM_ONLY) for file in changed) or not changed
         likely = header(patch).get("likely", "").split()
-        killers = [r.get("killer", "") for r in results.values() if r["outcome"] == "killed"]
-        kind = {n: tomllib.loads((ROOT / n).read_text()).get("kind", "batch") for n in self.scenarios()}
-        def can_notice(is_stream):
+        killed = [r for r in results.values() if r["outcome"] == "killed"]
+        near = [r["killer"] for r in killed if r.get("file") in changed]
+        killers = [r["killer"] for r in killed]
+        stories = {n: tomllib.loads((ROOT / n).read_text()) for n in self.scenarios()}
+        kind = {n: story.get("kind", "batch") for n, story in stories.items()}
+        def can_notice(name):
             """No run of the other world comes by a line of the stream, or of what only a day's batch calls."""
-            return not patch or is_stream == stream
+            is_stream = kind[name] == "stream"
+            return in_stream and (is_stream or "stream" in stories[name]) or in_batch and not is_stream
         def rank(name):
-            return (name not in likely, "/negative/" in name, -killers.count(name), kind[name] == "platform", name)
-        ordered = [n for n in sorted(kind, key=rank) if can_notice(kind[n] == "stream")]
-        sweeps = [s for s in SWEEPS if can_notice("stream" in s)]
+            return (name not in likely, -near.count(name), -killers.count(name), self.costs.get(name, 0), name)
+        ordered = [n for n in sorted(kind, key=rank) if can_notice(n)]
+        sweeps = [s for s in SWEEPS if (in_stream if "stream" in s else in_batch)]
         return [(n, ["run", n, "--jobs", "1"]) for n in ordered] + [(" ".join(s), s) for s in sweeps]
 
     def judge(self, suite):
@@ -163,8 +193,10 @@ class Bench:
         def one(item):
             name, arguments = item
             extra = ["--out", str(failing)] if arguments[0] == "sweep" else []
-            code, said = run([sim, *arguments, *extra], self.tree, RUN_CPU_S)
+            began = time.time()
+            code, said = run([sim, *arguments, *extra], self.tree, limited=True)
             if code == 0:
+                self.costs.setdefault(name, round(time.time() - began, 1))
                 return None
             lines = [l.strip() for l in said.splitlines() if re.match(r"\s+(invariant|liveness|alerts:|attempts:|held by:|broken invariants|.*expected)|error:", l)]
             return name, (lines or [l.strip() for l in said.splitlines() if l.strip()] or ["no word"])[0][:300]
@@ -178,6 +210,9 @@ class Bench:
                 for future in done:
                     running.pop(future)
                     if future.result() is not None:
+                        # Nobody waits for what the others would say.
+                        for group in list(RUNNING):
+                            os.killpg(group, signal.SIGKILL)
                         return future.result()
         return None
 
@@ -200,12 +235,13 @@ def baseline(bench, work):
     if broken:
         sys.exit(f"error: without any mutation {broken[0]} breaks: {broken[1]}")
     stamp.write_text(content.hexdigest())
+    bench.noted.write_text(json.dumps(bench.costs, indent=1, sort_keys=True))
     say(f"the tree holds, {time.time() - began:.0f} s")
 
 
 def try_one(bench, name, patch, results):
     began = time.time()
-    result = {"name": name, "patch": digest(patch)}
+    result = {"name": name, "patch": digest(patch), "file": " ".join(files_of(patch))}
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     result["commit"] = commit.stdout.strip()
     applied = subprocess.run(["patch", "-p1", "--forward", "--no-backup-if-mismatch", "-r", "-"], cwd=bench.tree, input=patch, capture_output=True, text=True)
