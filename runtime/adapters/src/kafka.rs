@@ -1253,7 +1253,7 @@ impl Writer {
         for record in records {
             self.enqueue(record)?;
         }
-        self.producer.flush(Timeout::Never).map_err(|e| self.error("send records".into(), e))?;
+        self.flush()?;
         let failed = std::mem::take(&mut *self.producer.context().failed.lock().unwrap_or_else(PoisonError::into_inner));
         match failed.into_iter().next() {
             None => Ok(()),
@@ -1266,6 +1266,18 @@ impl Writer {
                     None if self.transactional || passes(&name) => with_code(what, name, Disposition::Unknown),
                     None => with_code(what, name, Disposition::Permanent),
                 })
+            }
+        }
+    }
+
+    /// Waits until each record is acknowledged or given up. rdkafka's own wait asks every tenth of a second and sleeps in
+    /// between whatever comes, which would be the largest part of a commit.
+    fn flush(&self) -> Result<()> {
+        loop {
+            match self.producer.flush(Duration::ZERO) {
+                Ok(()) => return Ok(()),
+                Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)) => self.producer.poll(Duration::from_millis(1)),
+                Err(error) => return Err(self.error("send records".into(), error)),
             }
         }
     }

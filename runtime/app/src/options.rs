@@ -201,7 +201,7 @@ pub fn default_config() -> Config {
     Config {
         source_policy: SourcePolicy::Wait { every_s: 60, deadline_s: 9_000 },
         retry: RetryPolicy { retries: 3, backoff_s: 300, deadline_s: 9_000 },
-        alert_after_s: 60,
+        alert_after_s: simulacro_core::assets::ALERT_AFTER_S,
         startup_s: 0,
     }
 }

@@ -41,7 +41,7 @@ const BREAKER: BreakerPolicy = BreakerPolicy { open_s: 360, trials: 5 };
 
 /// How long a source may be away before somebody is told, in seconds. With what the news itself takes it is within the
 /// minute in which an absence is to be detected, and it is longer than a database needs to start again.
-const ALERT_AFTER_S: u64 = 45;
+pub const ALERT_AFTER_S: u64 = 45;
 
 /// `ecommerce_batch_daily`: at 03:00 UTC for the day before, done by 06:00, three retries from five minutes on.
 ///

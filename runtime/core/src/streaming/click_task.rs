@@ -28,9 +28,32 @@ use crate::ports::{
 /// cache when they are judged.
 const BLOCK: usize = 64;
 
+/// What was found last, since rows that follow each other are mostly of the same minute.
+struct Newest<'a, T> {
+    found: Option<(i64, Option<&'a T>)>,
+}
+
+impl<T> Default for Newest<'_, T> {
+    fn default() -> Self {
+        Self { found: None }
+    }
+}
+
+impl<'a, T> Newest<'a, T> {
+    #[inline]
+    fn of(&mut self, start: i64, find: impl FnOnce(i64) -> Option<&'a T>) -> Option<&'a T> {
+        match self.found {
+            Some((newest, found)) if newest == start => found,
+            Some(_) | None => self.found.insert((start, find(start))).1,
+        }
+    }
+}
+
 /// What was found about a row before it is judged.
 #[derive(Debug, Clone, Copy)]
 struct Glance {
+    /// Start of its pane, which is the minute of its fingerprint.
+    start: i64,
     print: Fingerprint,
     /// Whether the fingerprint was remembered then; a duplicate within its own block is not yet.
     held: bool,
@@ -215,21 +238,34 @@ impl ClickTask {
         Ok(())
     }
 
-    /// Looks a block of rows up. The look-ups do not wait for each other, as those of rows that are judged one by one would.
+    /// Looks a block of rows up. The look-ups do not wait for each other, as those of rows that are judged one by one would,
+    /// and each pass asks for what the next one needs.
     fn look_up(&mut self, batch: &ClickBatch, rows: Range<usize>) {
         self.block.clear();
         for row in rows.clone() {
             let print = fingerprint(batch, row, &mut self.scratch);
             let key = key_hash(batch.region.value(row), batch.page.value(row));
-            self.block.push(Glance { print, held: false, key, id: None });
+            let start = pane_of(batch.timestamp_ms.value(row));
+            self.block.push(Glance { start, print, held: false, key, id: None });
         }
-        for (row, glance) in rows.clone().zip(&mut self.block) {
-            glance.held = self.dedup.holds(batch.timestamp_ms.value(row), glance.print);
+        let mut near = 0;
+        let mut prints = Newest::default();
+        for glance in &self.block {
+            near ^= prints.of(glance.start, |start| self.dedup.prints(start)).map_or(0, |prints| prints.near(glance.print));
         }
+        let mut panes = Newest::default();
         for (row, glance) in rows.zip(&mut self.block) {
-            let pane = self.panes.get(&pane_of(batch.timestamp_ms.value(row)));
+            let pane = panes.of(glance.start, |start| self.panes.get(&start));
             glance.id = pane.and_then(|pane| pane.find_hashed(glance.key, batch.region.value(row), batch.page.value(row)));
         }
+        for glance in &mut self.block {
+            let minute = prints.of(glance.start, |start| self.dedup.prints(start));
+            glance.held = minute.is_some_and(|prints| prints.contains(glance.print));
+            if let (Some(id), Some(pane)) = (glance.id, panes.of(glance.start, |start| self.panes.get(&start))) {
+                near ^= pane.near(id);
+            }
+        }
+        std::hint::black_box(near);
     }
 
     fn row(
@@ -259,7 +295,7 @@ impl ClickTask {
             Seen::Forgotten => self.head.forgotten += 1,
             Seen::Duplicate => return self.head.counts.add(Fate::Deduplicated, event.cents),
         }
-        let start = pane_of(event.timestamp_ms);
+        let start = glance.start;
         if watermark.reached(start.saturating_add(PANE_MS).saturating_add(config.lateness_ms())) {
             self.head.counts.add(Fate::Late, event.cents);
             let late = Aside { topic: &config.topics.late, fate: Fate::Late, reason: Cow::Borrowed("timestamp.late") };

@@ -195,7 +195,7 @@ impl StreamConfig {
             pane_keys_max: 100_000,
             ahead_max: Duration::from_secs(1_800),
             commit_interval: Duration::from_secs(1),
-            commit_records_max: 200_000,
+            commit_records_max: 1_000_000,
             commit_bytes_max: 8 << 20,
             click_bytes_max: 1_000_000,
             record_bytes_max: 900 << 10,

@@ -5,14 +5,13 @@
 //! watermark row by row, never on when a commit came. Left out: duplicates that a producer sends to another partition; it
 //! keeps a user in one.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use twox_hash::XxHash64;
 
 use super::{
     config::{PANE_MS, pane_of},
     event::ClickBatch,
-    pane::ByHash,
     watermark::Watermark,
 };
 use crate::avro::append;
@@ -62,11 +61,134 @@ pub enum Seen {
     Duplicate,
 }
 
+/// A set of fingerprints: a table of places, of which each holds a fingerprint or nothing, and the first free one behind its
+/// own is where a fingerprint goes. A set is larger than a cache, so what counts is that a look-up and the insertion after it
+/// touch one line of memory, where those of a general table touch two.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Prints {
+    /// A power of two of places, or none; 0 is a free one.
+    places: Vec<Fingerprint>,
+    held: usize,
+    /// How many it holds before it grows.
+    room: usize,
+}
+
+impl Prints {
+    /// Places at first.
+    const PLACES_MIN: usize = 16;
+
+    /// An empty set with room for `held`, and none for nothing.
+    fn with_room(held: usize) -> Self {
+        if held == 0 {
+            return Self::default();
+        }
+        // At most five of eight places are taken: fewer cost memory, with more the way to a free one is long.
+        let places = (held.saturating_mul(8) / 5 + 1).next_power_of_two().max(Self::PLACES_MIN);
+        Self { places: vec![0; places], held: 0, room: places / 8 * 5 }
+    }
+
+    /// 0 means a free place, so it shares one with 1; any two others of 2^128 are as likely to be equal.
+    #[inline]
+    fn kept(print: Fingerprint) -> Fingerprint {
+        print.max(1)
+    }
+
+    #[inline]
+    fn own_place(&self, print: Fingerprint) -> usize {
+        print as usize & (self.places.len() - 1)
+    }
+
+    /// Where a fingerprint is, or the free place where it belongs. There must be places.
+    #[inline]
+    fn place(&self, print: Fingerprint) -> Result<usize, usize> {
+        let mut at = self.own_place(print);
+        loop {
+            match self.places[at] {
+                0 => return Err(at),
+                held if held == print => return Ok(at),
+                _ => at = (at + 1) & (self.places.len() - 1),
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.held
+    }
+
+    /// What stands where a fingerprint would, or any number: asking for it brings the place nearer, and as nothing depends on
+    /// the answer, nobody waits for it.
+    #[inline]
+    pub(super) fn near(&self, print: Fingerprint) -> u64 {
+        let at = (print as usize) & self.places.len().wrapping_sub(1);
+        self.places.get(at).map_or(0, |&print| print as u64)
+    }
+
+    #[inline]
+    pub(super) fn contains(&self, print: Fingerprint) -> bool {
+        !self.places.is_empty() && self.place(Self::kept(print)).is_ok()
+    }
+
+    /// Whether it is new.
+    #[inline]
+    fn insert(&mut self, print: Fingerprint) -> bool {
+        if self.held >= self.room {
+            self.grow();
+        }
+        match self.place(Self::kept(print)) {
+            Ok(_) => false,
+            Err(free) => {
+                self.places[free] = Self::kept(print);
+                self.held += 1;
+                true
+            }
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let before = std::mem::replace(self, Self::with_room(self.held + 1));
+        for print in before.iter() {
+            if let Err(free) = self.place(print) {
+                self.places[free] = print;
+            }
+        }
+        self.held = before.held;
+    }
+
+    /// Takes one out. Those behind it that had to give way move up, so that no gap stands between any and its own place.
+    fn remove(&mut self, print: Fingerprint) {
+        if self.places.is_empty() {
+            return;
+        }
+        let Ok(mut gap) = self.place(Self::kept(print)) else { return };
+        let mask = self.places.len() - 1;
+        let mut at = gap;
+        loop {
+            at = (at + 1) & mask;
+            let next = self.places[at];
+            if next == 0 {
+                break;
+            }
+            // It may move when its own place does not lie behind the gap.
+            if at.wrapping_sub(self.own_place(next)) & mask >= at.wrapping_sub(gap) & mask {
+                self.places[gap] = next;
+                gap = at;
+            }
+        }
+        self.places[gap] = 0;
+        self.held -= 1;
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Fingerprint> + '_ {
+        self.places.iter().copied().filter(|&print| print != 0)
+    }
+}
+
 /// Fingerprints of one minute. Those since the last commit are in the same set, and listed beside it, so that a commit
 /// copies nothing and a rollback takes them out again.
 #[derive(Debug, Clone, Default)]
 struct Minute {
-    set: HashSet<Fingerprint, ByHash>,
+    set: Prints,
     dirty: Vec<Fingerprint>,
 }
 
@@ -82,7 +204,13 @@ impl Dedup {
     /// Whether a fingerprint is remembered, whatever the horizon says.
     #[inline]
     pub fn holds(&self, timestamp_ms: i64, fingerprint: Fingerprint) -> bool {
-        self.minutes.get(&pane_of(timestamp_ms)).is_some_and(|minute| minute.set.contains(&fingerprint))
+        self.prints(pane_of(timestamp_ms)).is_some_and(|prints| prints.contains(fingerprint))
+    }
+
+    /// What is remembered of a minute, whatever the horizon says.
+    #[inline]
+    pub(super) fn prints(&self, minute: i64) -> Option<&Prints> {
+        self.minutes.get(&minute).map(|minute| &minute.set)
     }
 
     /// What [`Dedup::see`] says of an event that is remembered.
@@ -139,7 +267,7 @@ impl Dedup {
     fn begin(&mut self, minute: i64) -> &mut Minute {
         let before = self.minutes.last_key_value().filter(|(newest, _)| **newest < minute);
         let room = before.map_or(0, |(_, before)| before.set.len());
-        let begun = Minute { set: HashSet::with_capacity_and_hasher(room, ByHash::default()), dirty: Vec::new() };
+        let begun = Minute { set: Prints::with_room(room), dirty: Vec::new() };
         self.minutes.entry(minute).or_insert(begun)
     }
 
@@ -170,23 +298,26 @@ impl Dedup {
     pub fn rollback(&mut self) {
         for minute in self.minutes.values_mut() {
             for fingerprint in minute.dirty.drain(..) {
-                minute.set.remove(&fingerprint);
+                minute.set.remove(fingerprint);
             }
         }
-        self.minutes.retain(|_, minute| !minute.set.is_empty());
+        self.minutes.retain(|_, minute| minute.set.len() > 0);
         self.live = None;
     }
 
     /// Adds committed fingerprints, when state is restored.
     pub fn restore(&mut self, minute: i64, fingerprints: impl IntoIterator<Item = Fingerprint>) {
-        self.minutes.entry(minute).or_default().set.extend(fingerprints);
+        let set = &mut self.minutes.entry(minute).or_default().set;
+        fingerprints.into_iter().for_each(|fingerprint| {
+            set.insert(fingerprint);
+        });
     }
 
     /// Everything that is remembered, sorted.
     pub fn snapshot(&self) -> BTreeMap<i64, Vec<Fingerprint>> {
-        let held = self.minutes.iter().filter(|(_, minute)| !minute.set.is_empty());
+        let held = self.minutes.iter().filter(|(_, minute)| minute.set.len() > 0);
         held.map(|(&start, minute)| {
-            let mut all: Vec<_> = minute.set.iter().copied().collect();
+            let mut all: Vec<_> = minute.set.iter().collect();
             all.sort_unstable();
             (start, all)
         })
@@ -205,6 +336,36 @@ mod tests {
     use super::*;
 
     const HORIZON: i64 = 600_000;
+
+    proptest! {
+        /// Few own places for many fingerprints, so that they give way to each other, around the end of the table too.
+        #[test]
+        fn a_set_of_fingerprints_is_a_set(steps in prop::collection::vec((0u8..3, 0u128..40, 0u128..3), 0..300)) {
+            let (mut prints, mut plain) = (Prints::default(), std::collections::BTreeSet::new());
+            for (step, low, high) in steps {
+                let print = (high << 100) | (low * 97 + 1);
+                match step {
+                    0 => { prints.remove(print); plain.remove(&print); }
+                    1 | 2 => prop_assert_eq!(prints.insert(print), plain.insert(print)),
+                    _ => unreachable!(),
+                }
+                prop_assert_eq!(prints.len(), plain.len());
+                prop_assert!(prints.contains(print) == plain.contains(&print) && !prints.contains(print ^ (1 << 127)));
+                prop_assert!(plain.iter().all(|&print| prints.contains(print)));
+                let mut all: Vec<_> = prints.iter().collect();
+                all.sort_unstable();
+                prop_assert!(all.iter().eq(&plain));
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_a_fingerprint_too() {
+        let mut prints = Prints::default();
+        assert!(!prints.contains(0) && prints.insert(0) && prints.contains(0) && !prints.insert(0));
+        prints.remove(0);
+        assert!(!prints.contains(0) && prints.len() == 0);
+    }
 
     proptest! {
         #[test]
