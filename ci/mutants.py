@@ -117,7 +117,8 @@ def run(command, cwd, limited=False):
     process = subprocess.Popen(
         command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=limit if limited else None
     )
-    RUNNING.add(process.pid)
+    running = RUNNING if limited else BUILDING
+    running.add(process.pid)
     try:
         said, _ = process.communicate(timeout=RUN_WALL_S if limited else None)
         return process.returncode, said
@@ -126,15 +127,16 @@ def run(command, cwd, limited=False):
         process.communicate()
         return -signal.SIGKILL, f"error: no end after {RUN_WALL_S} s"
     finally:
-        RUNNING.discard(process.pid)
+        running.discard(process.pid)
 
 
-# Process groups to end when this is told to end.
+# Process groups to end when this is told to end: scenarios, and the build beside them.
 RUNNING = set()
+BUILDING = set()
 
 
 def end(signum, frame):
-    for group in list(RUNNING):
+    for group in list(RUNNING | BUILDING):
         os.killpg(group, signal.SIGKILL)
     os._exit(128 + signum)
 
@@ -186,9 +188,15 @@ class Bench:
         sweeps = [s for s in SWEEPS if (in_stream if "stream" in s else in_batch)]
         return [(n, ["run", n, "--jobs", "1"]) for n in ordered] + [(" ".join(s), s) for s in sweeps]
 
-    def judge(self, suite):
+    def program(self, number):
+        """The simulator that was built last, where the next build does not replace it."""
+        kept = self.tree.parent / f"simulacro-sim-{number % 2}"
+        kept.unlink(missing_ok=True)
+        shutil.copy2(self.target / "debug/simulacro-sim", kept)
+        return kept
+
+    def judge(self, sim, suite, holds=lambda name: None):
         """The first of the suite that breaks, with its first problem; `None` when all hold."""
-        sim = self.target / "debug/simulacro-sim"
         failing = self.tree.parent / "failing"
         def one(item):
             name, arguments = item
@@ -197,6 +205,7 @@ class Bench:
             code, said = run([sim, *arguments, *extra], self.tree, limited=True)
             if code == 0:
                 self.costs.setdefault(name, round(time.time() - began, 1))
+                holds(name)
                 return None
             lines = [l.strip() for l in said.splitlines() if re.match(r"\s+(invariant|liveness|alerts:|attempts:|held by:|broken invariants|.*expected)|error:", l)]
             return name, (lines or [l.strip() for l in said.splitlines() if l.strip()] or ["no word"])[0][:300]
@@ -217,46 +226,81 @@ class Bench:
         return None
 
 
-def baseline(bench, work):
-    """The tree as it is must build and hold; a scenario that breaks anyway would kill every mutation."""
-    content = hashlib.sha256()
+def baseline(bench, sim):
+    """The tree as it is must hold; a scenario that breaks anyway would kill every mutation. What held with the same code is not
+    asked again."""
+    noted = bench.tree.parent / "holds.json"
+    held = json.loads(noted.read_text()) if noted.exists() else {}
+    code = hashlib.sha256()
     for name in tracked():
-        if name.startswith(("runtime/", "sim/", "scenarios/", "contracts/", "Cargo")):
-            content.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
-    stamp = work / "holds"
-    if stamp.exists() and stamp.read_text() == content.hexdigest():
-        return
+        if name.startswith(("runtime/", "sim/", "contracts/", "Cargo")):
+            code.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
+    def state(name):
+        own = (ROOT / name).read_bytes() if (ROOT / name).exists() else b""
+        return hashlib.sha256(code.digest() + own).hexdigest()
+    def holds(name):
+        held[name] = state(name)
+        noted.write_text(json.dumps(held, indent=1, sort_keys=True))
+        bench.noted.write_text(json.dumps(bench.costs, indent=1, sort_keys=True))
     began = time.time()
-    said = bench.build()
-    if said is not None:
-        sys.exit(f"error: the tree does not build:\n{said}")
-    say(f"the tree builds, {time.time() - began:.0f} s")
-    broken = bench.judge(bench.suite("", {}))
+    suite = [item for item in bench.suite("", {}) if held.get(item[0]) != state(item[0])]
+    broken = bench.judge(sim, suite, holds)
     if broken:
-        sys.exit(f"error: without any mutation {broken[0]} breaks: {broken[1]}")
-    stamp.write_text(content.hexdigest())
-    bench.noted.write_text(json.dumps(bench.costs, indent=1, sort_keys=True))
+        say(f"error: without any mutation {broken[0]} breaks: {broken[1]}")
+        end(1, None)
     say(f"the tree holds, {time.time() - began:.0f} s")
 
 
-def try_one(bench, name, patch, results):
+def build_one(bench, number, name, patch):
+    """The result as far as building tells it, and the program to be judged."""
     began = time.time()
     result = {"name": name, "patch": digest(patch), "file": " ".join(files_of(patch))}
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     result["commit"] = commit.stdout.strip()
+    # Each begins from the tree as it is.
+    copy_tree(bench.tree)
     applied = subprocess.run(["patch", "-p1", "--forward", "--no-backup-if-mismatch", "-r", "-"], cwd=bench.tree, input=patch, capture_output=True, text=True)
     if applied.returncode != 0:
         result.update(outcome="stale", says=applied.stdout.strip().splitlines()[-1] if applied.stdout else "")
-    else:
-        said = bench.build()
-        result["built_s"] = round(time.time() - began)
-        if said is not None:
-            result.update(outcome="unbuildable", says=next((l for l in said.splitlines() if "error" in l), "no word"))
-        else:
-            broken = bench.judge(bench.suite(patch, results))
-            result.update({"outcome": "killed", "killer": broken[0], "says": broken[1]} if broken else {"outcome": "survived"})
-    result["seconds"] = round(time.time() - began)
-    return result
+        return result, None
+    said = bench.build()
+    result["built_s"] = round(time.time() - began)
+    if said is not None:
+        result.update(outcome="unbuildable", says=next((l for l in said.splitlines() if "error" in l), "no word"))
+        return result, None
+    return result, bench.program(number)
+
+
+def try_all(bench, todo, patches, results, max_wall):
+    """One after the other; while one is judged the next is built."""
+    began = time.time()
+    bench.prepare()
+    said = bench.build()
+    if said is not None:
+        sys.exit(f"error: the tree does not build:\n{said}")
+    say(f"the tree builds, {time.time() - began:.0f} s")
+    sim = bench.program(1)
+    with concurrent.futures.ThreadPoolExecutor(1) as builder:
+        begin = lambda number: builder.submit(build_one, bench, number, todo[number], patches[todo[number]])
+        building = begin(0)
+        baseline(bench, sim)
+        for number, name in enumerate(todo):
+            result, sim = building.result()
+            is_over = time.time() - began > max_wall
+            if number + 1 < len(todo) and not is_over:
+                building = begin(number + 1)
+            judging = time.time()
+            if sim is not None:
+                broken = bench.judge(sim, bench.suite(patches[name], results))
+                result.update({"outcome": "killed", "killer": broken[0], "says": broken[1]} if broken else {"outcome": "survived"})
+            result["seconds"] = round(time.time() - judging) + result.get("built_s", 0)
+            results[name] = result
+            keep(result)
+            told = f"by {result['killer']}: {result['says']}" if result["outcome"] == "killed" else result.get("says", "")
+            say(f"{number + 1}/{len(todo)} {name}: {result['outcome']} in {result['seconds']} s (build {result.get('built_s', 0)} s) {told}"[:240])
+            if is_over:
+                say(f"{len(todo) - number - 1} mutations were not begun within {max_wall:.0f} s")
+                return
 
 
 def defences_ablated():
@@ -375,21 +419,7 @@ def main():
     tried = lambda n: n in results and results[n]["patch"] == digest(patches[n])
     todo = [n for n in wanted if options.again or not tried(n)]
     if not options.page and todo:
-        began = time.time()
-        bench = Bench(options.work, options.jobs)
-        bench.prepare()
-        baseline(bench, options.work)
-        for number, name in enumerate(todo, 1):
-            if time.time() - began > options.max_wall:
-                say(f"{len(todo) - number + 1} mutations were not begun within {options.max_wall:.0f} s")
-                break
-            result = try_one(bench, name, patches[name], results)
-            results[name] = result
-            keep(result)
-            told = f"by {result['killer']}: {result['says']}" if result["outcome"] == "killed" else result.get("says", "")
-            say(f"{number}/{len(todo)} {name}: {result['outcome']} in {result['seconds']} s (build {result.get('built_s', 0)} s) {told}"[:240])
-            # The next one begins from the tree as it is.
-            copy_tree(bench.tree)
+        try_all(Bench(options.work, options.jobs), todo, patches, results, options.max_wall)
     page(patches, results)
 
 
