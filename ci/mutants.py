@@ -27,6 +27,8 @@ SWEEPS = [["sweep", "--seeds", "20"], ["sweep", "--world", "stream", "--seeds", 
 RUN_CPU_S = 180
 RUN_WALL_S = 900
 RUN_BYTES = 8 << 30
+# Variable that names the one mutation that is on, in a program that has many.
+SWITCH = "MUTATION_ON"
 # Where a mutation can show. What stands in neither list runs in both worlds.
 STREAM_ONLY = ("runtime/core/src/streaming/", "runtime/core/src/avro/", "runtime/log/")
 BATCH_ONLY = ("runtime/core/src/batch/", "runtime/core/src/orchestrator/", "runtime/core/src/dimensions/", "runtime/lakehouse/")
@@ -112,10 +114,18 @@ def limit():
     resource.setrlimit(resource.RLIMIT_AS, (RUN_BYTES, RUN_BYTES))
 
 
-def run(command, cwd, limited=False):
-    """Runs a command in a process group of its own: exit code and what it said. Limits are those of each of its processes."""
+def run(command, cwd, limited=False, on=""):
+    """Runs a command in a process group of its own, with a mutation on: exit code and what it said. Limits are those of each of
+    its processes."""
     process = subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=limit if limited else None
+        command,
+        cwd=cwd,
+        env={**os.environ, SWITCH: on},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=limit if limited else None,
     )
     running = RUNNING if limited else BUILDING
     running.add(process.pid)
@@ -188,21 +198,21 @@ class Bench:
         sweeps = [s for s in SWEEPS if (in_stream if "stream" in s else in_batch)]
         return [(n, ["run", n, "--jobs", "1"]) for n in ordered] + [(" ".join(s), s) for s in sweeps]
 
-    def program(self, number):
+    def program(self, name):
         """The simulator that was built last, where the next build does not replace it."""
-        kept = self.tree.parent / f"simulacro-sim-{number % 2}"
+        kept = self.tree.parent / f"simulacro-sim-{name}"
         kept.unlink(missing_ok=True)
         shutil.copy2(self.target / "debug/simulacro-sim", kept)
         return kept
 
-    def judge(self, sim, suite, holds=lambda name: None):
-        """The first of the suite that breaks, with its first problem; `None` when all hold."""
+    def judge(self, sim, suite, on="", holds=lambda name: None):
+        """The first of the suite that breaks with a mutation on, with its first problem; `None` when all hold."""
         failing = self.tree.parent / "failing"
         def one(item):
             name, arguments = item
             extra = ["--out", str(failing)] if arguments[0] == "sweep" else []
             began = time.time()
-            code, said = run([sim, *arguments, *extra], self.tree, limited=True)
+            code, said = run([sim, *arguments, *extra], self.tree, limited=True, on=on)
             if code == 0:
                 self.costs.setdefault(name, round(time.time() - began, 1))
                 holds(name)
@@ -244,63 +254,163 @@ def baseline(bench, sim):
         bench.noted.write_text(json.dumps(bench.costs, indent=1, sort_keys=True))
     began = time.time()
     suite = [item for item in bench.suite("", {}) if held.get(item[0]) != state(item[0])]
-    broken = bench.judge(sim, suite, holds)
+    broken = bench.judge(sim, suite, holds=holds)
     if broken:
         say(f"error: without any mutation {broken[0]} breaks: {broken[1]}")
         end(1, None)
     say(f"the tree holds, {time.time() - began:.0f} s")
 
 
-def build_one(bench, number, name, patch):
+def result_of(name, patch):
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return {"name": name, "patch": digest(patch), "file": " ".join(files_of(patch)), "commit": commit}
+
+
+def code_of(text):
+    """Rust with spaces in place of what is not code: comments, and the content of texts and characters."""
+    token = r"//[^\n]*|/\*.*?\*/|\bb?r(#*)\".*?\"\1|\"(?:\\.|[^\"\\])*\"|'(?:\\[^\n]*?|[^\\\n'])'"
+    return re.sub(token, lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.S)
+
+
+def body_around(text, line):
+    """First and last line of the body of the innermost function around a line, both counted from 0; `None` when it cannot stand
+    twice: a constant function, or one that returns what only the compiler can name."""
+    code, found = code_of(text), None
+    line_at = lambda at: code.count("\n", 0, at)
+    for start in re.finditer(r"\bfn\s+\w+", code):
+        open_at = re.compile(r"[{;]").search(code, start.end()).start()
+        depth, close_at = 0, open_at
+        while code[open_at] == "{":
+            depth += {"{": 1, "}": -1}.get(code[close_at], 0)
+            if depth == 0:
+                break
+            close_at += 1
+        if line_at(open_at) < line < line_at(close_at):
+            found = (code[code.rindex("\n", 0, start.start()) : open_at], line_at(open_at) + 1, line_at(close_at) - 1)
+    if found is None or re.search(r"\bconst\s+(unsafe\s+)?fn\b|->.*\bimpl\b", found[0], re.S):
+        return None
+    return found[1:]
+
+
+def mutated(tree, patch):
+    """File, its lines, and its lines with the mutation; `None` when the patch does not fit any more."""
+    (file,) = files_of(patch)
+    applied = subprocess.run(["patch", "-p1", "--silent", "--forward", "-r", "-", "-o", "-"], cwd=tree, input=patch, capture_output=True, text=True)
+    return (file, (tree / file).read_text().splitlines(), applied.stdout.splitlines()) if applied.returncode == 0 else None
+
+
+def join(tree, patches):
+    """Writes many mutations into the tree, each behind a switch: the body of a mutated function stands there once for each, and
+    as it is. Returns per file what lines are whose, and the names of those that must be built alone."""
+    alone, bodies = [], {}
+    for name, patch in patches.items():
+        file, before, after = mutated(tree, patch)
+        line = next(i for i, (a, b) in enumerate(zip(before, after + [None])) if a != b)
+        body = body_around("\n".join(before), line) if file.endswith(".rs") else None
+        if body is None:
+            alone.append(name)
+        else:
+            bodies.setdefault(file, {}).setdefault(body, []).append((name, after[body[0] : body[1] + 1 + len(after) - len(before)]))
+    owners = {}
+    for file, found in bodies.items():
+        lines, owned = [], owners.setdefault(file, [])
+        source, at = (tree / file).read_text().splitlines(), 0
+        for (first, last), variants in sorted(found.items()):
+            if first < at:
+                # It lies within another one.
+                alone += [name for name, _ in variants]
+                continue
+            lines += source[at:first]
+            begins = len(lines)
+            for name, body in variants:
+                on = f'std::sync::LazyLock::new(|| std::env::var("{SWITCH}").is_ok_and(|on| on == "{name}"))'
+                own = len(lines)
+                lines += [f"if {{ static ON: std::sync::LazyLock<bool> = {on}; *ON }} {{", *body, "} else"]
+                owned.append((own, len(lines), [name]))
+            lines += ["{", *source[first : last + 1], "}"]
+            owned.append((begins, len(lines), [name for name, _ in variants]))
+            at = last + 1
+        put(tree / file, ("\n".join(lines + source[at:]) + "\n").encode())
+    return owners, alone
+
+
+def build_jointly(bench, patches):
+    """Builds one program with every mutation that can be switched on; says which must be built alone. What the compiler refuses
+    is taken out, since alone it may have another reason to be refused."""
+    joint, refused = dict(patches), []
+    while True:
+        copy_tree(bench.tree)
+        owners, alone = join(bench.tree, joint)
+        said = bench.build()
+        if said is None:
+            return [n for n in joint if n not in alone], alone + refused
+        errors = [(m[1], int(m[2]) - 1) for m in re.finditer(r"^(\S+?):(\d+):\d+: error", said, re.M)]
+        # The narrowest span comes first for each line.
+        spans = lambda file, line: sorted((end - begin, names) for begin, end, names in owners.get(file, []) if begin <= line < end)
+        culprits = {name for file, line in errors for _, names in spans(file, line)[:1] for name in names} & joint.keys()
+        if not culprits:
+            sys.exit(f"error: the tree with its mutations does not build:\n{said}")
+        say(f"not together with the others: {', '.join(sorted(culprits))}")
+        refused += culprits
+        joint = {n: p for n, p in joint.items() if n not in culprits}
+
+
+def build_alone(bench, name, patch):
     """The result as far as building tells it, and the program to be judged."""
     began = time.time()
-    result = {"name": name, "patch": digest(patch), "file": " ".join(files_of(patch))}
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    result["commit"] = commit.stdout.strip()
+    result = result_of(name, patch)
     # Each begins from the tree as it is.
     copy_tree(bench.tree)
-    applied = subprocess.run(["patch", "-p1", "--forward", "--no-backup-if-mismatch", "-r", "-"], cwd=bench.tree, input=patch, capture_output=True, text=True)
-    if applied.returncode != 0:
-        result.update(outcome="stale", says=applied.stdout.strip().splitlines()[-1] if applied.stdout else "")
-        return result, None
+    subprocess.run(["patch", "-p1", "--forward", "--no-backup-if-mismatch", "-r", "-"], cwd=bench.tree, input=patch, capture_output=True, text=True, check=True)
     said = bench.build()
     result["built_s"] = round(time.time() - began)
     if said is not None:
         result.update(outcome="unbuildable", says=next((l for l in said.splitlines() if "error" in l), "no word"))
         return result, None
-    return result, bench.program(number)
+    return result, bench.program("alone")
 
 
 def try_all(bench, todo, patches, results, max_wall):
-    """One after the other; while one is judged the next is built."""
-    began = time.time()
+    """One after the other: first those in one program, then those that are built alone."""
+    began, done = time.time(), 0
+    def note(result):
+        nonlocal done
+        done += 1
+        results[result["name"]] = result
+        keep(result)
+        told = f"by {result['killer']}: {result['says']}" if result["outcome"] == "killed" else result.get("says", "")
+        say(f"{done}/{len(todo)} {result['name']}: {result['outcome']} in {result['seconds']} s {told}"[:240])
+    def judge(sim, result, on):
+        judging = time.time()
+        broken = bench.judge(sim, bench.suite(patches[result["name"]], results), on)
+        result.update({"outcome": "killed", "killer": broken[0], "says": broken[1]} if broken else {"outcome": "survived"})
+        note({**result, "seconds": round(time.time() - judging) + result.get("built_s", 0)})
+    def is_over():
+        if time.time() - began > max_wall:
+            say(f"{len(todo) - done} mutations were not begun within {max_wall:.0f} s")
+            return True
+        return False
     bench.prepare()
-    said = bench.build()
-    if said is not None:
-        sys.exit(f"error: the tree does not build:\n{said}")
-    say(f"the tree builds, {time.time() - began:.0f} s")
-    sim = bench.program(1)
-    with concurrent.futures.ThreadPoolExecutor(1) as builder:
-        begin = lambda number: builder.submit(build_one, bench, number, todo[number], patches[todo[number]])
-        building = begin(0)
-        baseline(bench, sim)
-        for number, name in enumerate(todo):
-            result, sim = building.result()
-            is_over = time.time() - began > max_wall
-            if number + 1 < len(todo) and not is_over:
-                building = begin(number + 1)
-            judging = time.time()
-            if sim is not None:
-                broken = bench.judge(sim, bench.suite(patches[name], results))
-                result.update({"outcome": "killed", "killer": broken[0], "says": broken[1]} if broken else {"outcome": "survived"})
-            result["seconds"] = round(time.time() - judging) + result.get("built_s", 0)
-            results[name] = result
-            keep(result)
-            told = f"by {result['killer']}: {result['says']}" if result["outcome"] == "killed" else result.get("says", "")
-            say(f"{number + 1}/{len(todo)} {name}: {result['outcome']} in {result['seconds']} s (build {result.get('built_s', 0)} s) {told}"[:240])
-            if is_over:
-                say(f"{len(todo) - number - 1} mutations were not begun within {max_wall:.0f} s")
-                return
+    fitting = [n for n in todo if mutated(bench.tree, patches[n]) is not None]
+    for name in [n for n in todo if n not in fitting]:
+        note({**result_of(name, patches[name]), "outcome": "stale", "says": "the patch does not fit", "seconds": 0})
+    joint, alone = build_jointly(bench, {n: patches[n] for n in fitting})
+    say(f"{len(joint)} mutations built in one program, {time.time() - began:.0f} s; {len(alone)} will be alone")
+    sim = bench.program("joint")
+    # With none switched on.
+    baseline(bench, sim)
+    for name in joint:
+        if is_over():
+            return
+        judge(sim, result_of(name, patches[name]), name)
+    for name in alone:
+        if is_over():
+            return
+        result, sim = build_alone(bench, name, patches[name])
+        if sim is None:
+            note({**result, "seconds": result["built_s"]})
+        else:
+            judge(sim, result, "")
 
 
 def defences_ablated():
