@@ -78,10 +78,11 @@ def put(path, content):
         path.write_bytes(content)
 
 
-def copy_tree(tree):
+def copy_tree(tree, changed={}):
+    """The tree as it is, but for what is changed."""
     names = tracked()
     for name in names:
-        put(tree / name, (ROOT / name).read_bytes())
+        put(tree / name, changed.get(name) or (ROOT / name).read_bytes())
         shutil.copymode(ROOT / name, tree / name)
     known = set(names)
     for path in [p for p in tree.rglob("*") if p.is_file() and str(p.relative_to(tree)) not in known]:
@@ -159,11 +160,6 @@ class Bench:
         self.costs = json.loads(self.noted.read_text()) if self.noted.exists() else {}
         # Without debugging information: half of the time of an incremental build is linking it.
         os.environ.update(CARGO_TARGET_DIR=str(self.target), CARGO_PROFILE_DEV_DEBUG="0")
-
-    def prepare(self):
-        self.tree.mkdir(parents=True, exist_ok=True)
-        copy_tree(self.tree)
-        seed_target(self.target)
 
     def build(self):
         # `--workspace`: other features of the dependencies would build half of them again.
@@ -292,19 +288,19 @@ def body_around(text, line):
     return found[1:]
 
 
-def mutated(tree, patch):
+def mutated(patch):
     """File, its lines, and its lines with the mutation; `None` when the patch does not fit any more."""
     (file,) = files_of(patch)
-    applied = subprocess.run(["patch", "-p1", "--silent", "--forward", "-r", "-", "-o", "-"], cwd=tree, input=patch, capture_output=True, text=True)
-    return (file, (tree / file).read_text().splitlines(), applied.stdout.splitlines()) if applied.returncode == 0 else None
+    applied = subprocess.run(["patch", "-p1", "--silent", "--forward", "-r", "-", "-o", "-"], cwd=ROOT, input=patch, capture_output=True, text=True)
+    return (file, (ROOT / file).read_text().splitlines(), applied.stdout.splitlines()) if applied.returncode == 0 else None
 
 
-def join(tree, patches):
-    """Writes many mutations into the tree, each behind a switch: the body of a mutated function stands there once for each, and
-    as it is. Returns per file what lines are whose, and the names of those that must be built alone."""
-    alone, bodies = [], {}
+def join(patches):
+    """Files with many mutations, each behind a switch: the body of a mutated function stands there once for each, and as it is.
+    Also per file what lines are whose, and the names of those that must be built alone."""
+    alone, bodies, changed = [], {}, {}
     for name, patch in patches.items():
-        file, before, after = mutated(tree, patch)
+        file, before, after = mutated(patch)
         line = next(i for i, (a, b) in enumerate(zip(before, after + [None])) if a != b)
         body = body_around("\n".join(before), line) if file.endswith(".rs") else None
         if body is None:
@@ -314,7 +310,7 @@ def join(tree, patches):
     owners = {}
     for file, found in bodies.items():
         lines, owned = [], owners.setdefault(file, [])
-        source, at = (tree / file).read_text().splitlines(), 0
+        source, at = (ROOT / file).read_text().splitlines(), 0
         for (first, last), variants in sorted(found.items()):
             if first < at:
                 # It lies within another one.
@@ -330,17 +326,20 @@ def join(tree, patches):
             lines += ["{", *source[first : last + 1], "}"]
             owned.append((begins, len(lines), [name for name, _ in variants]))
             at = last + 1
-        put(tree / file, ("\n".join(lines + source[at:]) + "\n").encode())
-    return owners, alone
+        changed[file] = ("\n".join(lines + source[at:]) + "\n").encode()
+    return changed, owners, alone
 
 
 def build_jointly(bench, patches):
     """Builds one program with every mutation that can be switched on; says which must be built alone. What the compiler refuses
     is taken out, since alone it may have another reason to be refused."""
-    joint, refused = dict(patches), []
+    noted = bench.tree.parent / "refused.json"
+    known = json.loads(noted.read_text()) if noted.exists() else {}
+    refused = [n for n, p in patches.items() if known.get(n) == digest(p)]
+    joint = {n: p for n, p in patches.items() if n not in refused}
     while True:
-        copy_tree(bench.tree)
-        owners, alone = join(bench.tree, joint)
+        changed, owners, alone = join(joint)
+        copy_tree(bench.tree, changed)
         said = bench.build()
         if said is None:
             return [n for n in joint if n not in alone], alone + refused
@@ -352,6 +351,8 @@ def build_jointly(bench, patches):
             sys.exit(f"error: the tree with its mutations does not build:\n{said}")
         say(f"not together with the others: {', '.join(sorted(culprits))}")
         refused += culprits
+        known.update((n, digest(joint[n])) for n in culprits)
+        noted.write_text(json.dumps(known, indent=1, sort_keys=True))
         joint = {n: p for n, p in joint.items() if n not in culprits}
 
 
@@ -390,8 +391,8 @@ def try_all(bench, todo, patches, results, max_wall):
             say(f"{len(todo) - done} mutations were not begun within {max_wall:.0f} s")
             return True
         return False
-    bench.prepare()
-    fitting = [n for n in todo if mutated(bench.tree, patches[n]) is not None]
+    seed_target(bench.target)
+    fitting = [n for n in todo if mutated(patches[n]) is not None]
     for name in [n for n in todo if n not in fitting]:
         note({**result_of(name, patches[name]), "outcome": "stale", "says": "the patch does not fit", "seconds": 0})
     joint, alone = build_jointly(bench, {n: patches[n] for n in fitting})
@@ -438,7 +439,8 @@ def page(patches, results):
     share = f"{100 * len(killed) / judged:.1f} %" if judged else "none yet"
     out = ["# Mutations of the runtime", "",
            "Written by `ci/mutants`; do not edit. Each mutation changes one line of the runtime, never of the simulated services,",
-           "and the scenarios of tier `pr` in whose world the line runs, with a small sweep, must notice. Nothing else is asked: no unit test is run.", "",
+           "and the scenarios of tier `pr` in whose world the line runs, with a small sweep, must notice. Nothing else is asked: no unit test is run.",
+           "One mutation is on at a time; most are in one program, behind a switch, so that not each has to be built.", "",
            f"**Score{' so far' if len(known) < len(patches) else ''}: {len(killed)} of {judged} killed, {share}.** Of {len(patches)} mutations {by(patches, True)} were made by hand and",
            f"{by(patches, False)} drawn by cargo-mutants; {len(equal)} survivors are equivalent to the original, {len(of('unbuildable'))} do not build,",
            f"{len(of('stale'))} no longer fit the source and {len(patches) - len(known)} were not tried yet.", "",
