@@ -5,7 +5,7 @@ A mutation is a patch with a header of `# key: value` lines: which defence it br
 JSON, the last one of a name counts, and only while the patch is the one that it was.
 """
 
-import argparse, concurrent.futures, fnmatch, hashlib, json, os, pathlib, random, re, resource, shutil, signal, subprocess, sys, time, tomllib
+import argparse, concurrent.futures, fnmatch, hashlib, json, os, pathlib, random, re, resource, shutil, signal, subprocess, sys, threading, time, tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PATCHES = ROOT / "tests/mutants"
@@ -27,6 +27,8 @@ SWEEPS = [["sweep", "--seeds", "20"], ["sweep", "--world", "stream", "--seeds", 
 RUN_CPU_S = 180
 RUN_WALL_S = 900
 RUN_BYTES = 8 << 30
+# How many of the suite are asked about each mutation before any is asked about by all.
+LIKELY = 8
 # Variable that names the one mutation that is on, in a program that has many.
 SWITCH = "MUTATION_ON"
 # Where a mutation can show. What stands in neither list runs in both worlds.
@@ -128,7 +130,8 @@ def run(command, cwd, limited=False, on=""):
         start_new_session=True,
         preexec_fn=limit if limited else None,
     )
-    running = RUNNING if limited else BUILDING
+    # A build, and a run without a mutation, go to their end.
+    running = RUNNING if on else KEPT
     running.add(process.pid)
     try:
         said, _ = process.communicate(timeout=RUN_WALL_S if limited else None)
@@ -141,13 +144,13 @@ def run(command, cwd, limited=False, on=""):
         running.discard(process.pid)
 
 
-# Process groups to end when this is told to end: scenarios, and the build beside them.
+# Process groups to end when this is told to end: those that nobody waits for once a mutation is killed, and the others.
 RUNNING = set()
-BUILDING = set()
+KEPT = set()
 
 
 def end(signum, frame):
-    for group in list(RUNNING | BUILDING):
+    for group in list(RUNNING | KEPT):
         os.killpg(group, signal.SIGKILL)
     os._exit(128 + signum)
 
@@ -158,6 +161,14 @@ class Bench:
         # Seconds that each of the suite took without a mutation.
         self.noted = work / "costs.json"
         self.costs = json.loads(self.noted.read_text()) if self.noted.exists() else {}
+        # What held without a mutation, and with which code; the program that has none, or has them all switched off.
+        self.holds = work / "holds.json"
+        self.held = json.loads(self.holds.read_text()) if self.holds.exists() else {}
+        code = hashlib.sha256()
+        for name in tracked():
+            if name.startswith(("runtime/", "sim/", "contracts/", "Cargo")):
+                code.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
+        self.code, self.plain = code.digest(), None
         # Without debugging information: half of the time of an incremental build is linking it.
         os.environ.update(CARGO_TARGET_DIR=str(self.target), CARGO_PROFILE_DEV_DEBUG="0")
 
@@ -201,20 +212,42 @@ class Bench:
         shutil.copy2(self.target / "debug/simulacro-sim", kept)
         return kept
 
-    def judge(self, sim, suite, on="", holds=lambda name: None):
+    def ask(self, sim, item, on):
+        """One scenario or sweep with a mutation on: its first problem, or `None` when it holds."""
+        name, arguments = item
+        extra = ["--out", str(self.tree.parent / "failing")] if arguments[0] == "sweep" else []
+        began = time.time()
+        code, said = run([sim, *arguments, *extra], self.tree, limited=True, on=on)
+        if code == 0:
+            self.costs.setdefault(name, round(time.time() - began, 1))
+            return None
+        lines = [l.strip() for l in said.splitlines() if re.match(r"\s+(invariant|liveness|alerts:|attempts:|held by:|broken invariants|.*expected)|error:", l)]
+        return (lines or [l.strip() for l in said.splitlines() if l.strip()] or ["no word"])[0][:300]
+
+    def must_hold(self, item):
+        """What kills must hold without a mutation; otherwise it would kill every one. It is asked once for the same code."""
+        name = item[0]
+        own = (ROOT / name).read_bytes() if (ROOT / name).exists() else b""
+        state = hashlib.sha256(self.code + own).hexdigest()
+        if self.held.get(name) == state:
+            return
+        problem = self.ask(self.plain, item, "")
+        if problem is not None:
+            say(f"error: without any mutation {name} breaks: {problem}")
+            end(1, None)
+        self.held[name] = state
+        self.holds.write_text(json.dumps(self.held, indent=1, sort_keys=True))
+        self.noted.write_text(json.dumps(self.costs, indent=1, sort_keys=True))
+
+    def judge(self, sim, suite, on):
         """The first of the suite that breaks with a mutation on, with its first problem; `None` when all hold."""
-        failing = self.tree.parent / "failing"
+        over = threading.Event()
         def one(item):
-            name, arguments = item
-            extra = ["--out", str(failing)] if arguments[0] == "sweep" else []
-            began = time.time()
-            code, said = run([sim, *arguments, *extra], self.tree, limited=True, on=on)
-            if code == 0:
-                self.costs.setdefault(name, round(time.time() - began, 1))
-                holds(name)
+            problem = self.ask(sim, item, on)
+            if problem is None or over.is_set():
                 return None
-            lines = [l.strip() for l in said.splitlines() if re.match(r"\s+(invariant|liveness|alerts:|attempts:|held by:|broken invariants|.*expected)|error:", l)]
-            return name, (lines or [l.strip() for l in said.splitlines() if l.strip()] or ["no word"])[0][:300]
+            self.must_hold(item)
+            return item[0], problem
         waiting, running = list(suite), {}
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
             while waiting or running:
@@ -226,35 +259,11 @@ class Bench:
                     running.pop(future)
                     if future.result() is not None:
                         # Nobody waits for what the others would say.
+                        over.set()
                         for group in list(RUNNING):
                             os.killpg(group, signal.SIGKILL)
                         return future.result()
         return None
-
-
-def baseline(bench, sim):
-    """The tree as it is must hold; a scenario that breaks anyway would kill every mutation. What held with the same code is not
-    asked again."""
-    noted = bench.tree.parent / "holds.json"
-    held = json.loads(noted.read_text()) if noted.exists() else {}
-    code = hashlib.sha256()
-    for name in tracked():
-        if name.startswith(("runtime/", "sim/", "contracts/", "Cargo")):
-            code.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
-    def state(name):
-        own = (ROOT / name).read_bytes() if (ROOT / name).exists() else b""
-        return hashlib.sha256(code.digest() + own).hexdigest()
-    def holds(name):
-        held[name] = state(name)
-        noted.write_text(json.dumps(held, indent=1, sort_keys=True))
-        bench.noted.write_text(json.dumps(bench.costs, indent=1, sort_keys=True))
-    began = time.time()
-    suite = [item for item in bench.suite("", {}) if held.get(item[0]) != state(item[0])]
-    broken = bench.judge(sim, suite, holds=holds)
-    if broken:
-        say(f"error: without any mutation {broken[0]} breaks: {broken[1]}")
-        end(1, None)
-    say(f"the tree holds, {time.time() - began:.0f} s")
 
 
 def result_of(name, patch):
@@ -381,29 +390,45 @@ def try_all(bench, todo, patches, results, max_wall):
         keep(result)
         told = f"by {result['killer']}: {result['says']}" if result["outcome"] == "killed" else result.get("says", "")
         say(f"{done}/{len(todo)} {result['name']}: {result['outcome']} in {result['seconds']} s {told}"[:240])
-    def judge(sim, result, on):
+    def judge(sim, result, on, part=slice(None)):
+        """Whether it could be told by this part of the suite."""
         judging = time.time()
-        broken = bench.judge(sim, bench.suite(patches[result["name"]], results), on)
+        suite = bench.suite(patches[result["name"]], results)
+        # What was asked already is not asked again, wherever it stands by now.
+        asked = result.setdefault("asked", [])
+        suite = [item for item in suite if item[0] not in asked][part]
+        broken = bench.judge(sim, suite, on)
+        asked += [item[0] for item in suite]
+        result["seconds"] = round(result.get("seconds", result.get("built_s", 0)) + time.time() - judging)
+        if broken is None and part != slice(None):
+            return False
+        del result["asked"]
         result.update({"outcome": "killed", "killer": broken[0], "says": broken[1]} if broken else {"outcome": "survived"})
-        note({**result, "seconds": round(time.time() - judging) + result.get("built_s", 0)})
+        note(result)
+        return True
     def is_over():
         if time.time() - began > max_wall:
             say(f"{len(todo) - done} mutations were not begun within {max_wall:.0f} s")
             return True
         return False
     seed_target(bench.target)
-    fitting = [n for n in todo if mutated(patches[n]) is not None]
+    # All of them, tried or not, so that the program stays the same.
+    fitting = [n for n in patches if mutated(patches[n]) is not None]
     for name in [n for n in todo if n not in fitting]:
         note({**result_of(name, patches[name]), "outcome": "stale", "says": "the patch does not fit", "seconds": 0})
     joint, alone = build_jointly(bench, {n: patches[n] for n in fitting})
-    say(f"{len(joint)} mutations built in one program, {time.time() - began:.0f} s; {len(alone)} will be alone")
-    sim = bench.program("joint")
-    # With none switched on.
-    baseline(bench, sim)
-    for name in joint:
+    say(f"{len(joint)} mutations built in one program, {time.time() - began:.0f} s; {len(alone)} are built alone")
+    # What is said to survive takes longest, so it comes last.
+    ordered = sorted(todo, key=lambda n: not {"equivalent", "survives"}.isdisjoint(header(patches[n])))
+    joint, alone = [n for n in ordered if n in joint], [n for n in ordered if n in alone]
+    sim = bench.plain = bench.program("joint")
+    # The likely ones for each, then the rest for those that are left: what is quick to tell is told first.
+    begun = [result_of(name, patches[name]) for name in joint]
+    left = [result for result in begun if not is_over() and not judge(sim, result, result["name"], slice(LIKELY))]
+    for result in left:
         if is_over():
             return
-        judge(sim, result_of(name, patches[name]), name)
+        judge(sim, result, result["name"])
     for name in alone:
         if is_over():
             return
@@ -411,7 +436,7 @@ def try_all(bench, todo, patches, results, max_wall):
         if sim is None:
             note({**result, "seconds": result["built_s"]})
         else:
-            judge(sim, result, "")
+            judge(sim, result, name)
 
 
 def defences_ablated():

@@ -22,7 +22,10 @@ use simulacro_core::{
     dimensions::{from_tables::FromTables, paged::PageLimits, paged::PagedApi},
     history::{Event, HistorySink, RecordedStore, Recorder},
     models::shipped,
-    orchestrator::{Asset, Orchestrator, OrchestratorPorts, Plan, RetryPolicy, Schedule, SourcePolicy, Work},
+    orchestrator::{
+        Asset, Orchestrator, OrchestratorPorts, Plan, RetryPolicy, Schedule, SourcePolicy, Work,
+        breaker::{self, Breaker},
+    },
     platform::{Config, PIPELINE, Platform},
     ports::{
         DimensionApi, Env, Input, Lakehouse, PortError, Ports, Query, Run, RunLedger, RunState, Warehouse, event_log::EventLog,
@@ -562,6 +565,9 @@ async fn judgement(
     }
     let raised = world.pager.raised.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let open = world.pager.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let breakers = ledger.facts(breaker::TOPIC).await?;
+    let is_open = |asset: &&String| Breaker::recall(&breakers, asset) != Breaker::Closed;
+    let shut_out: Vec<String> = breakers.iter().map(|fact| &fact.name).filter(is_open).cloned().collect();
     let faults = world.faults.all();
     let published = judges::first_published(&runs);
     let late: Vec<NaiveDate> = story.fechas().filter(|f| published.get(f).is_none_or(|at| *at > story.due(*f))).collect();
@@ -594,6 +600,7 @@ async fn judgement(
         warehouse: &warehouse,
         raised: &raised,
         open: &open,
+        shut_out: &shut_out,
         faults: &faults,
         report: &report,
         stream: stream.as_ref(),
