@@ -221,6 +221,7 @@ class Bench:
         if code == 0:
             self.costs.setdefault(name, round(time.time() - began, 1))
             return None
+        said = re.sub(r"(did not finish:)\n\s*", r"\1 ", said)
         lines = [l.strip() for l in said.splitlines() if re.match(r"\s+(invariant|liveness|alerts:|attempts:|held by:|broken invariants|.*expected)|error:", l)]
         return (lines or [l.strip() for l in said.splitlines() if l.strip()] or ["no word"])[0][:300]
 

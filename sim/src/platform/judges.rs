@@ -43,6 +43,8 @@ pub struct Evidence<'a> {
     pub raised: &'a [(DateTime<Utc>, Alert)],
     /// Keys of the incidents that are open at the end.
     pub open: &'a BTreeSet<String>,
+    /// Tables of the story's models that are not there at the end.
+    pub unmade: &'a [String],
     /// Assets whose circuit breaker is not closed at the end.
     pub shut_out: &'a [String],
     /// The faults.
@@ -153,6 +155,14 @@ fn incidents_closed(evidence: &Evidence<'_>) -> Vec<Broken> {
     open.map(|key| ("incidents_closed", format!("{key} is open at the end"))).collect()
 }
 
+/// Each model that the story has was made.
+fn models_made(evidence: &Evidence<'_>) -> Vec<Broken> {
+    let unmade = evidence.unmade.iter();
+    unmade
+        .map(|table| ("models_made", format!("{table} is not there, expected it of models {}", evidence.story.models)))
+        .collect()
+}
+
 /// What fails no more is tried as before: no breaker stays open, or waits for a trial, behind an asset whose last run succeeded.
 fn breakers_closed(evidence: &Evidence<'_>) -> Vec<Broken> {
     let last = |asset: &str| {
@@ -200,7 +210,8 @@ fn few_logins(evidence: &Evidence<'_>) -> Vec<Broken> {
 
 /// All judges, in order of the invariants' names.
 pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
-    let judges = [alerts, breakers_closed, few_logins, incidents_closed, money_exact, row_fate, sla, slos, staleness];
+    let judges =
+        [alerts, breakers_closed, few_logins, incidents_closed, models_made, money_exact, row_fate, sla, slos, staleness];
     let mut broken: Vec<Broken> = judges.iter().flat_map(|judge| judge(evidence)).collect();
     broken.extend(evidence.stream.into_iter().flat_map(|stream| stream_judges::judge(evidence.story, stream)));
     broken.sort();

@@ -565,6 +565,12 @@ async fn judgement(
     }
     let raised = world.pager.raised.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let open = world.pager.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut unmade = Vec::new();
+    for table in shipped()?.select(&story.models)?.tables() {
+        if !platform.ports.lakehouse.exists(table).await? {
+            unmade.push(table.to_owned());
+        }
+    }
     let breakers = ledger.facts(breaker::TOPIC).await?;
     let is_open = |asset: &&String| Breaker::recall(&breakers, asset) != Breaker::Closed;
     let shut_out: Vec<String> = breakers.iter().map(|fact| &fact.name).filter(is_open).cloned().collect();
@@ -600,6 +606,7 @@ async fn judgement(
         warehouse: &warehouse,
         raised: &raised,
         open: &open,
+        unmade: &unmade,
         shut_out: &shut_out,
         faults: &faults,
         report: &report,

@@ -760,7 +760,8 @@ mod tests {
             let mark = InputMark { watermark: Some(ms), idle: false };
             stored(0, checkpoint::encode_status(input, &mark), &[])
         };
-        let with = |records: Vec<Stored>| {
+        let with = |mut records: Vec<Stored>| {
+            records.iter_mut().zip(0..).for_each(|(record, offset)| record.offset = offset);
             breaks(|w| {
                 w.topics.insert(w.story.config.topics.partials.clone(), Topic::from([(0, records)]));
             })
