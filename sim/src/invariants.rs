@@ -39,6 +39,8 @@ pub struct Evidence<'a> {
     pub refusals: &'a [(String, u64, u64)],
     /// When the dimension API really answered.
     pub answered: &'a [DateTime<Utc>],
+    /// How long each run took as its gauge says, in seconds.
+    pub gauged: &'a [Option<f64>],
 }
 
 /// One broken invariant: its name and what was seen.
@@ -141,6 +143,16 @@ fn no_leftovers(evidence: &Evidence<'_>) -> Vec<Broken> {
     evidence.leftovers.iter().map(|path| ("no_leftovers", format!("{path} belongs to no manifest"))).collect()
 }
 
+/// Who watches the gauges sees how long a run took, as the ledger has it.
+fn measured(evidence: &Evidence<'_>) -> Vec<Broken> {
+    let differs = |(outcome, found): (&DayOutcome, &Option<f64>)| {
+        let Run { fecha, started_at, finished_at, .. } = outcome.run;
+        let seconds = (finished_at? - started_at).num_milliseconds() as f64 / 1_000.0;
+        (*found != Some(seconds)).then(|| ("measured", format!("{fecha}: the gauge says {found:?} s, the ledger {seconds} s")))
+    };
+    evidence.outcomes.iter().zip(evidence.gauged).filter_map(differs).collect()
+}
+
 /// Credentials that are refused are not tried again and again: that locks accounts.
 fn logins(evidence: &Evidence<'_>) -> Vec<Broken> {
     let too_many = evidence.refusals.iter().filter(|(_, found, most)| found > most);
@@ -199,7 +211,7 @@ fn staged_exact(evidence: &Evidence<'_>) -> Vec<Broken> {
 
 /// All judges, in alphabetical order of their names.
 pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
-    let judges = [dimensions_fresh, held_rightly, logins, money_exact, no_leftovers, row_fate, sla, staged_exact];
+    let judges = [dimensions_fresh, held_rightly, logins, measured, money_exact, no_leftovers, row_fate, sla, staged_exact];
     let mut broken: Vec<Broken> = judges.iter().flat_map(|judge| judge(evidence)).collect();
     broken.sort();
     broken.dedup();

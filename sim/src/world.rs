@@ -339,8 +339,10 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
 
     // This world does not stream, that of `crate::stream` does; log and registry are there because every assembly has them.
     let broker = SimBroker::new(clock.clone(), Limits::KAFKA, Duration::from_millis(1));
+    let metrics = Arc::new(SimMetrics::default());
     // A started process knows nothing: it connects to the services anew.
     let connect = {
+        let metrics = metrics.clone();
         let (env, source, notifier, ledger) = (env.clone(), source.clone(), notifier.clone(), ledger.clone());
         let (service, recorder, clock, edits) = (service.clone(), recorder.clone(), clock.clone(), edits.clone());
         let (services, api) = (services.clone(), api.clone());
@@ -382,7 +384,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
                 warehouse: Arc::new(FaultyWarehouse { inner: warehouse, state: services.clone(), deadline: DEADLINE }),
                 ledger: Arc::new(FaultyLedger { inner: ledger.clone(), state: services.clone() }),
                 notifier: notifier.clone(),
-                metrics: Arc::new(SimMetrics::default()),
+                metrics: metrics.clone(),
                 recorder: recorder.clone(),
             }
         }
@@ -408,10 +410,12 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
     let outcomes: Arc<Mutex<Vec<DayOutcome>>> = Arc::default();
     let lost: Arc<Mutex<Vec<(NaiveDate, String)>>> = Arc::default();
     let recovered: Arc<Mutex<Vec<Recovered>>> = Arc::default();
+    let gauged: Arc<Mutex<Vec<Option<f64>>>> = Arc::default();
     let ending: Arc<Mutex<Option<Ending>>> = Arc::default();
     {
         let (outcomes, ending, story) = (outcomes.clone(), ending.clone(), scenario.clone());
         let (recovered, versions) = (recovered.clone(), Arc::new(SimVersions(service.clone())));
+        let (gauged, metrics) = (gauged.clone(), metrics.clone());
         let (lost, done, starts) = (lost.clone(), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
         let (crashes, process) = (faults.crashes_at_start, host.clone());
         sim.host(host.name, move || {
@@ -420,13 +424,14 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
             let (outcomes, ending, story) = (outcomes.clone(), ending.clone(), story.clone());
             let (lost, done, process) = (lost.clone(), done.clone(), process.clone());
             let (recovered, versions) = (recovered.clone(), versions.clone());
+            let (gauged, metrics) = (gauged.clone(), metrics.clone());
             let start = starts.fetch_add(1, Ordering::SeqCst);
             async move {
                 if start < crashes {
                     process.die();
                     process.only_alive().await;
                 }
-                work(&platform, &story, &Done { outcomes, lost, recovered, versions, steps: done }).await?;
+                work(&platform, &story, &Done { outcomes, gauged, metrics, lost, recovered, versions, steps: done }).await?;
                 // An analyst who meets a fault looks again; a fault that does not heal ends the patience of the driver.
                 let end = loop {
                     match look(&platform).await {
@@ -529,6 +534,7 @@ pub fn run(scenario: &Scenario, seed: u64, plant: bool) -> Result<(Judgement, Ve
         leftovers: &leftovers,
         refusals: &refusals,
         answered: &api.answered(),
+        gauged: &gauged.lock().map_err(|_| "the worker panicked")?.clone(),
     };
     let broken = invariants::judge(&evidence);
     let recovered = recovered.lock().map_err(|_| "the worker panicked")?.clone();
@@ -762,6 +768,9 @@ fn incident(
 /// What the worker has done so far; it outlives the worker.
 struct Done {
     outcomes: Arc<Mutex<Vec<DayOutcome>>>,
+    /// What the gauge of a run's duration said after each outcome.
+    gauged: Arc<Mutex<Vec<Option<f64>>>>,
+    metrics: Arc<SimMetrics>,
     /// Runs that the ledger does not know of, each with the reason.
     lost: Arc<Mutex<Vec<(NaiveDate, String)>>>,
     recovered: Arc<Mutex<Vec<Recovered>>>,
@@ -812,7 +821,11 @@ async fn work(platform: &Platform, story: &Scenario, done: &Done) -> Result<(), 
         };
         if let Some((fecha, scheduled)) = run {
             match platform.run_day(fecha, scheduled).await {
-                Ok(outcome) => done.outcomes.lock().map_err(|_| panicked)?.push(outcome),
+                Ok(outcome) => {
+                    let values = done.metrics.values.lock().map_err(|_| panicked)?;
+                    done.gauged.lock().map_err(|_| panicked)?.push(values.get("simulacro_batch_run_duration_seconds{}").copied());
+                    done.outcomes.lock().map_err(|_| panicked)?.push(outcome);
+                }
                 Err(error) => done.lost.lock().map_err(|_| panicked)?.push((fecha, chain(&error))),
             }
         }

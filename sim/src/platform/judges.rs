@@ -43,6 +43,10 @@ pub struct Evidence<'a> {
     pub raised: &'a [(DateTime<Utc>, Alert)],
     /// Keys of the incidents that are open at the end.
     pub open: &'a BTreeSet<String>,
+    /// Tables of the story's models that are not there at the end.
+    pub unmade: &'a [String],
+    /// Assets whose circuit breaker is not closed at the end.
+    pub shut_out: &'a [String],
     /// The faults.
     pub faults: &'a [Suffered],
     /// What was made of them.
@@ -151,6 +155,24 @@ fn incidents_closed(evidence: &Evidence<'_>) -> Vec<Broken> {
     open.map(|key| ("incidents_closed", format!("{key} is open at the end"))).collect()
 }
 
+/// Each model that the story has was made.
+fn models_made(evidence: &Evidence<'_>) -> Vec<Broken> {
+    let unmade = evidence.unmade.iter();
+    unmade
+        .map(|table| ("models_made", format!("{table} is not there, expected it of models {}", evidence.story.models)))
+        .collect()
+}
+
+/// What fails no more is tried as before: no breaker stays open, or waits for a trial, behind an asset whose last run succeeded.
+fn breakers_closed(evidence: &Evidence<'_>) -> Vec<Broken> {
+    let last = |asset: &str| {
+        let runs = evidence.runs.iter().chain(evidence.others).filter(|run| run.pipeline == asset);
+        runs.max_by_key(|run| run.started_at).map(|run| run.state)
+    };
+    let open = evidence.shut_out.iter().filter(|asset| last(asset) == Some(RunState::Succeeded));
+    open.map(|asset| ("breakers_closed", format!("{asset} has succeeded, and its breaker is not closed"))).collect()
+}
+
 /// No day was enriched with a dimension that is too old, and none with a stale one unmarked.
 fn staleness(evidence: &Evidence<'_>) -> Vec<Broken> {
     let mut broken = Vec::new();
@@ -188,7 +210,8 @@ fn few_logins(evidence: &Evidence<'_>) -> Vec<Broken> {
 
 /// All judges, in order of the invariants' names.
 pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
-    let judges = [alerts, few_logins, incidents_closed, money_exact, row_fate, sla, slos, staleness];
+    let judges =
+        [alerts, breakers_closed, few_logins, incidents_closed, models_made, money_exact, row_fate, sla, slos, staleness];
     let mut broken: Vec<Broken> = judges.iter().flat_map(|judge| judge(evidence)).collect();
     broken.extend(evidence.stream.into_iter().flat_map(|stream| stream_judges::judge(evidence.story, stream)));
     broken.sort();

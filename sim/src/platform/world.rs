@@ -22,7 +22,10 @@ use simulacro_core::{
     dimensions::{from_tables::FromTables, paged::PageLimits, paged::PagedApi},
     history::{Event, HistorySink, RecordedStore, Recorder},
     models::shipped,
-    orchestrator::{Asset, Orchestrator, OrchestratorPorts, Plan, RetryPolicy, SourcePolicy, Work},
+    orchestrator::{
+        Asset, Orchestrator, OrchestratorPorts, Plan, RetryPolicy, SourcePolicy, Work,
+        breaker::{self, Breaker},
+    },
     platform::{Config, PIPELINE, Platform},
     ports::{
         DimensionApi, Env, Fact, Input, Lakehouse, PortError, Ports, Query, Run, RunLedger, RunState, Warehouse,
@@ -562,6 +565,15 @@ async fn judgement(
     let looks = ledger.facts(LOOKS).await?;
     let raised = world.pager.raised.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let open = world.pager.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut unmade = Vec::new();
+    for table in shipped()?.select(&story.models)?.tables() {
+        if !platform.ports.lakehouse.exists(table).await? {
+            unmade.push(table.to_owned());
+        }
+    }
+    let breakers = ledger.facts(breaker::TOPIC).await?;
+    let is_open = |asset: &&String| Breaker::recall(&breakers, asset) != Breaker::Closed;
+    let shut_out: Vec<String> = breakers.iter().map(|fact| &fact.name).filter(is_open).cloned().collect();
     let faults = world.faults.all();
     let published = judges::first_published(&runs);
     let late: Vec<NaiveDate> = story.fechas().filter(|f| published.get(f).is_none_or(|at| *at > story.due(*f))).collect();
@@ -594,6 +606,8 @@ async fn judgement(
         warehouse: &warehouse,
         raised: &raised,
         open: &open,
+        unmade: &unmade,
+        shut_out: &shut_out,
         faults: &faults,
         report: &report,
         stream: stream.as_ref(),

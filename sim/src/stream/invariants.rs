@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use simulacro_core::streaming::{
-    checkpoint,
+    checkpoint::{self, Record},
     config::StreamConfig,
     event::{Counts, Fate},
     status::JobStatus,
@@ -80,8 +80,20 @@ impl Evidence<'_> {
 }
 
 /// Names of all invariants, in the order in which they are told.
-pub const NAMES: [&str; 11] =
-    ["delivered", "windows", "revisions", "reader", "offsets", "fates", "set_aside", "watermark", "state", "drained", "lag"];
+pub const NAMES: [&str; 12] = [
+    "delivered",
+    "windows",
+    "revisions",
+    "reader",
+    "offsets",
+    "fates",
+    "set_aside",
+    "watermark",
+    "state",
+    "spread",
+    "drained",
+    "lag",
+];
 
 /// Every invariant that is broken.
 pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
@@ -95,6 +107,7 @@ pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
         set_aside(evidence),
         watermark(evidence),
         state(evidence),
+        spread(evidence),
         drained(evidence),
         lag(evidence),
     ];
@@ -397,6 +410,37 @@ fn watermark(evidence: &Evidence<'_>) -> Vec<String> {
     found
 }
 
+/// Regions of which it is sure that they do not all belong to one partition of the merge.
+const REGIONS_MIN: usize = 5;
+
+/// The merge's work is shared by its partitions, and the click stage tells of itself when something changes, not at each
+/// commit: otherwise more workers would not get more done.
+fn spread(evidence: &Evidence<'_>) -> Vec<String> {
+    let (config, mut found) = (evidence.config(), Vec::new());
+    let mut used = BTreeSet::new();
+    let mut told = BTreeMap::new();
+    for (partition, record) in evidence.topic(&config.topics.partials) {
+        let value = record.value.as_ref().map_or(&[][..], |value| &value.0[..]);
+        match checkpoint::decode(value, config.exact_users_max) {
+            Ok(Record::Partial { .. }) => {
+                used.insert(partition);
+            }
+            Ok(Record::Status { input, mark }) => {
+                if told.insert((partition, input), mark) == Some(mark) {
+                    found.push(format!("partials {partition} at {}: input {input} tells {mark:?} twice", record.offset));
+                }
+            }
+            Ok(_) => {}
+            Err(error) => found.push(format!("partials {partition} at {}: {error}", record.offset)),
+        }
+    }
+    let regions: BTreeSet<&str> = evidence.expected.windows.keys().map(|key| key.region.as_str()).collect();
+    if config.merge_partitions > 1 && regions.len() >= REGIONS_MIN && used.len() < 2 {
+        found.push(format!("{} regions came by partitions {used:?} of {}", regions.len(), config.merge_partitions));
+    }
+    found
+}
+
 /// Most records of one poll, by which a partition can pass the limit before it is paused.
 const POLL_RECORDS: u64 = 500;
 
@@ -493,7 +537,7 @@ mod tests {
     use bytes::Bytes;
     use simulacro_core::{
         avro::{MetricaRealtime, RowEncoder},
-        streaming::status::PartitionStatus,
+        streaming::{pane::Pane, status::PartitionStatus, watermark::InputMark},
     };
 
     use super::*;
@@ -737,6 +781,48 @@ mod tests {
         assert_eq!(with(clicks, checkpoint::fingerprints_key(-12 * MINUTE, 0)), ["state"]);
         assert_eq!(with(merges, checkpoint::pane_key(-10 * MINUTE, 0)), [""; 0]);
         assert_eq!(with(merges, checkpoint::pane_key(-11 * MINUTE, 0)), ["state"]);
+    }
+
+    #[test]
+    fn a_mark_that_is_told_twice_and_a_merge_of_one_partition_are_found() {
+        let status = |input, ms| {
+            let mark = InputMark { watermark: Some(ms), idle: false };
+            stored(0, checkpoint::encode_status(input, &mark), &[])
+        };
+        let with = |mut records: Vec<Stored>| {
+            records.iter_mut().zip(0..).for_each(|(record, offset)| record.offset = offset);
+            breaks(|w| {
+                w.topics.insert(w.story.config.topics.partials.clone(), Topic::from([(0, records)]));
+            })
+        };
+        assert_eq!(with(vec![status(0, 0), status(1, 0), status(0, MINUTE), status(0, 0)]), [""; 0]);
+        assert_eq!(with(vec![status(0, 0), status(1, 0), status(0, 0)]), ["spread"]);
+        assert_eq!(with(vec![stored(0, Bytes::from_static(b"x"), &[])]), ["spread"]);
+
+        let by = |partitions: &[i32]| {
+            breaks(|w| {
+                let total = w.expected.windows.values().next().cloned().expect("a window");
+                for region in ["centro", "este", "norte", "oeste"] {
+                    // In a time that is not closed yet, so that nothing is missing.
+                    let key = WindowKey {
+                        kind: "region_1m".into(),
+                        start_ms: 9 * MINUTE,
+                        end_ms: 10 * MINUTE,
+                        region: region.into(),
+                        page: None,
+                    };
+                    w.expected.windows.insert(key, total.clone());
+                }
+                let mut pane = Pane::default();
+                pane.cell_mut("sur", "/").clicks = 1;
+                let partial = checkpoint::encode_partial(0, 0, &pane, 9_999, |_| true);
+                let records = partial.into_iter().map(|value| stored(0, value, &[])).collect::<Vec<_>>();
+                let topic = partitions.iter().map(|partition| (*partition, records.clone())).collect();
+                w.topics.insert(w.story.config.topics.partials.clone(), topic);
+            })
+        };
+        assert_eq!(by(&[0, 1]), [""; 0]);
+        assert_eq!(by(&[1]), ["spread"]);
     }
 
     #[test]

@@ -133,6 +133,9 @@ fn broken(event: &Event, appended_ms: i64, rules: &Rules) -> Option<(Fate, &'sta
             return Some((Fate::Quarantined, long));
         }
     }
+    if event.product_id.as_ref().is_some_and(|product| product.len() > 256) {
+        return Some((Fate::Quarantined, "product_id.length"));
+    }
     if event.timestamp_ms < 0 {
         return Some((Fate::Quarantined, "timestamp.not_negative"));
     }

@@ -164,12 +164,15 @@ impl Maker<'_> {
 
     /// An event that breaks a clause of the contract or a rule.
     fn spoil(random: &mut Stream, event: &mut Event) {
+        // Half of the events have a product: no draw of its own, so that older seeds keep their meaning.
+        let is_long = event.product_id.is_some();
         match random.between(0, 6) {
             0 => event.event_type = "scroll".into(),
-            1 => event.region = String::new(),
-            2 => event.user_id = String::new(),
+            1 => event.region = if is_long { "r".repeat(300) } else { String::new() },
+            2 => event.user_id = if is_long { "u".repeat(300) } else { String::new() },
             3 => (event.event_type, event.cents) = ("click".into(), 5),
             4 => (event.event_type, event.cents) = ("purchase".into(), -500),
+            5 if is_long => event.product_id = Some("p".repeat(300)),
             5 => event.page = "x".repeat(3_000),
             _ => event.timestamp_ms = -5,
         }
