@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use chrono::{DateTime, Utc};
 use clap::Args;
 use simulacro_adapters::{
-    AlertRouter, ExternalProgram, KafkaConfig, KafkaLog, PostgresLedger, PostgresServer, PrometheusMetrics, SqliteLedger, SystemEnv,
+    AlertRouter, ExternalProgram, KafkaConfig, KafkaLog, PostgresLedger, PostgresServer, PrometheusMetrics, SqliteLedger,
+    SystemEnv,
 };
 use simulacro_core::{
     assets::{

@@ -97,6 +97,9 @@ fn add(into: &mut ByRegion, start_ms: i64, region: &str, more: &Totals) {
     sum.cents += more.cents;
 }
 
+/// Assets, with the work behind each.
+pub type Works = Vec<(Asset, Arc<dyn Work>)>;
+
 /// Whose requests a link carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -372,7 +375,7 @@ impl StreamStage {
     ///
     /// # Errors
     /// When an asset that ships is none.
-    pub fn watch(&self, platform: &Arc<Platform>, beside: &Platform) -> Result<Vec<(Asset, Arc<dyn Work>)>, Failure> {
+    pub fn watch(&self, platform: &Arc<Platform>, beside: &Platform) -> Result<Works, Failure> {
         let Ports { env, log, ledger, .. } = platform.ports.clone();
         // A row waits for the sink's own pace, and for as long as anywhere.
         let shipped = MonitorLimits::specification();

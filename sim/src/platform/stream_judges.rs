@@ -125,8 +125,12 @@ mod tests {
             assert_eq!(names, expected, "{what}");
         };
         check("nothing is wrong", &[], &|_| {});
-        check("a day was never reconciled", &["reconciled"], &|o| drop(o.reconciled.remove(&last)));
-        check("a cent without a reason", &["reconciled"], &|o| drop(o.reconciled.insert(first, reconciliation(701, 700))));
+        check("a day was never reconciled", &["reconciled"], &|o| {
+            o.reconciled.remove(&last);
+        });
+        check("a cent without a reason", &["reconciled"], &|o| {
+            o.reconciled.insert(first, reconciliation(701, 700));
+        });
         check("both sides agree on what is wrong", &["reconciled"], &|o| {
             o.reconciled.insert(first, reconciliation(600, 600));
         });

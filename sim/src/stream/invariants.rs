@@ -811,7 +811,7 @@ mod tests {
                         region: region.into(),
                         page: None,
                     };
-                    w.expected.windows.insert(key, total.clone());
+                    w.expected.windows.insert(key, total);
                 }
                 let mut pane = Pane::default();
                 pane.cell_mut("sur", "/").clicks = 1;

@@ -259,7 +259,7 @@ async fn runs_go_with_the_fact_that_stands_for_them_or_not_at_all(ledger: &dyn R
         ledger.fold_runs(&fold, None).await.expect("the runs go");
         // One that is under way stays.
         assert_eq!(left().await, [(day(1), 2), (day(2), 2), (day(3), 1)]);
-        assert_eq!(heir.facts("plegadas").await.expect("the ledger answers"), [fact.clone()]);
+        assert_eq!(heir.facts("plegadas").await.expect("the ledger answers"), std::slice::from_ref(&fact));
     }
     ledger.finish(&Run { state: RunState::Succeeded, ..present }).await.expect("the run ends");
 }
