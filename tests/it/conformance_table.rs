@@ -43,6 +43,7 @@ const TABLE: &[(&str, &str, Held)] = &[
         "LazyLog",
         Suite("runtime/adapters/tests/embedded_log.rs", "the_log_that_is_opened_by_its_first_call_keeps_every_promise"),
     ),
+    ("EventLog", "Paying", Inside("forwards to the simulated log, and takes the time that a commit of so much state costs")),
     ("EventLog", "Sabotaged", Inside("a defence switched off: the negative scenarios show that it is caught")),
     (
         "Lakehouse",

@@ -81,7 +81,7 @@ pub enum StreamAct {
 pub struct Reading {
     /// Seconds from the start; the newest look until then tells.
     pub at_s: u64,
-    /// Records behind.
+    /// Records behind, the most over the time of [`super::world::LAG_OVER_S`].
     pub lag: Option<[u64; 2]>,
     /// How long the newest commit took, in milliseconds; of several workers, that which took longest.
     pub commit_ms: Option<[u64; 2]>,

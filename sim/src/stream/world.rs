@@ -59,6 +59,8 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Rates are told over so many seconds.
 pub const RATE_OVER_S: u64 = 180;
+/// Seconds over which the lag is the highest, several commits of any length that is usual.
+pub const LAG_OVER_S: u64 = 30;
 /// How often the reader of the output reads.
 const READ_EVERY: Duration = Duration::from_millis(500);
 /// How long a worker that failed stays down before it is started again.
@@ -668,7 +670,10 @@ fn misread(reading: &Reading, seen: &Seen) -> Vec<String> {
     let (came_before, done_before, before) =
         newest(reading.at_s.saturating_sub(RATE_OVER_S)).map_or((0, 0, 0.0), |earlier| standing(&seen.samples[earlier]));
     let rate = |count: u64| (count as f64 / (at - before).max(1.0)).round() as u64;
-    let lag = sample.status.lag_records().max(0).cast_unsigned();
+    // A commit has just brought it to nothing, or is about to: the highest of the time tells more than the newest.
+    let since = Duration::from_secs(reading.at_s.saturating_sub(LAG_OVER_S));
+    let looks = seen.samples[..=index].iter().rev().take_while(|sample| sample.at >= since);
+    let lag = looks.map(|sample| sample.status.lag_records().max(0).cast_unsigned()).max().unwrap_or(0);
     [
         ("records behind", lag, reading.lag),
         ("milliseconds of a commit", gauge.commit_ms, reading.commit_ms),
