@@ -226,7 +226,6 @@ impl PostgresLedger {
         self.server.run(session, "COMMIT").await.map(|_| ()).map_err(|e| classify_commit(what, e))
     }
 
-    /// Writes the end of a run down.
     /// Keeps a fact, or takes it away, within a transaction.
     async fn put(&self, session: &mut PgConnection, what: &str, fact: &Fact) -> Result<()> {
         let (value, at) = (fact.value.to_string(), fact.at.timestamp_micros());
@@ -246,6 +245,7 @@ impl PostgresLedger {
         Ok(())
     }
 
+    /// Writes the end of a run down.
     async fn close_run(&self, run: &Run) -> Result<()> {
         let what = format!("finish run {} of {} in the ledger", run.run_id, run.pipeline);
         let sql = format!(

@@ -10,8 +10,7 @@ use async_trait::async_trait;
 use chrono::NaiveDate;
 use serde_json::json;
 use simulacro_core::{
-    contract::check::QualityResult,
-    orchestrator::{Job, Slot, Work, WorkError},
+    orchestrator::{Job, Work, WorkError},
     ports::{PortError, Result},
 };
 use tokio::{
@@ -74,12 +73,6 @@ fn last_line(said: &[u8]) -> String {
 
 #[async_trait]
 impl Work for ExternalProgram {
-    async fn ready(&self) -> Result<()> {
-        Ok(())
-    }
-    async fn checks(&self, _slot: Slot) -> Vec<QualityResult> {
-        Vec::new()
-    }
     async fn floor(&self, _fecha: NaiveDate) -> Result<i64> {
         Ok(0)
     }
@@ -118,7 +111,10 @@ impl Work for ExternalProgram {
 
 #[cfg(test)]
 mod tests {
-    use simulacro_core::ports::{Disposition, Run, RunState};
+    use simulacro_core::{
+        orchestrator::Slot,
+        ports::{Disposition, Run, RunState},
+    };
 
     use super::*;
 

@@ -219,12 +219,6 @@ pub struct Dimensions {
 
 #[async_trait]
 impl Work for Dimensions {
-    async fn ready(&self) -> Result<()> {
-        Ok(())
-    }
-    async fn checks(&self, _slot: Slot) -> Vec<QualityResult> {
-        Vec::new()
-    }
     async fn floor(&self, _fecha: NaiveDate) -> Result<i64> {
         Ok(0)
     }
@@ -260,12 +254,6 @@ impl UserFeatures {
 
 #[async_trait]
 impl Work for UserFeatures {
-    async fn ready(&self) -> Result<()> {
-        Ok(())
-    }
-    async fn checks(&self, _slot: Slot) -> Vec<QualityResult> {
-        Vec::new()
-    }
     async fn floor(&self, fecha: NaiveDate) -> Result<i64> {
         let (project, mut floor) = (self.project()?, 0);
         for table in project.tables() {
@@ -296,12 +284,6 @@ pub struct LakeMaintenance {
 
 #[async_trait]
 impl Work for LakeMaintenance {
-    async fn ready(&self) -> Result<()> {
-        Ok(())
-    }
-    async fn checks(&self, _slot: Slot) -> Vec<QualityResult> {
-        Vec::new()
-    }
     async fn floor(&self, _fecha: NaiveDate) -> Result<i64> {
         Ok(0)
     }

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::{
     batch::MART,
     contract::{Severity, check::QualityResult},
-    orchestrator::{Job, Slot, Work, WorkError},
+    orchestrator::{Job, Work, WorkError},
     platform::Platform,
     ports::{Alert, Fact, Fence, Result, event_log::TopicPartition},
     slo::samples::{RECONCILED, Reconciled},
@@ -253,9 +253,6 @@ fn outcomes(found: &Reconciliation, now: DateTime<Utc>) -> Vec<QualityResult> {
 impl Work for StreamReconciliation {
     async fn ready(&self) -> Result<()> {
         self.platform.ports.log.offsets(&self.config.topics.clicks).await.map(|_| ())
-    }
-    async fn checks(&self, _slot: Slot) -> Vec<QualityResult> {
-        Vec::new()
     }
     async fn floor(&self, _fecha: NaiveDate) -> Result<i64> {
         Ok(0)

@@ -162,9 +162,13 @@ pub trait Work: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// `Retryable` while it is away, `Permanent` when waiting is of no use.
-    async fn ready(&self) -> Result<(), PortError>;
+    async fn ready(&self) -> Result<(), PortError> {
+        Ok(())
+    }
     /// The checks before processing, all of them, whatever the first ones found; none where there is nothing to check.
-    async fn checks(&self, slot: Slot) -> Vec<QualityResult>;
+    async fn checks(&self, _slot: Slot) -> Vec<QualityResult> {
+        Vec::new()
+    }
     /// The highest epoch that anything it writes has seen for the day, 0 when there is none.
     ///
     /// # Errors
