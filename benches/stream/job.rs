@@ -252,6 +252,8 @@ pub async fn state(users: u64) -> Result<Value, Failure> {
 /// Where a run over a real log finds it: a Kafka, or the embedded log of a folder; the schemas are in the folder.
 #[derive(Debug, Clone)]
 pub struct Place {
+    /// In front of the names of topics and of the group, so that rounds over one broker have nothing in common.
+    pub round: String,
     /// Addresses of brokers.
     pub kafka: Option<String>,
     /// Folder for the schemas and the embedded log.
@@ -259,6 +261,24 @@ pub struct Place {
 }
 
 impl Place {
+    /// The job's settings in this round.
+    fn config(&self) -> StreamConfig {
+        let (mut config, round) = (config(), &self.round);
+        let topics = &mut config.topics;
+        let names = [
+            &mut topics.clicks,
+            &mut topics.metrics,
+            &mut topics.dead_letter,
+            &mut topics.late,
+            &mut topics.changelog,
+            &mut topics.partials,
+            &mut topics.merge_changelog,
+            &mut topics.control,
+            &mut config.group,
+        ];
+        names.into_iter().for_each(|name| name.insert_str(0, round));
+        config
+    }
     async fn log(&self) -> Result<Arc<dyn EventLog>, Failure> {
         let env = Arc::new(SystemEnv::default());
         Ok(match &self.kafka {
@@ -286,7 +306,7 @@ async fn make_topic(log: &dyn EventLog, topic: &str, partitions: i32) -> Result<
 /// Sends the records of a run to the topic of clicks.
 pub async fn fill(input: &Input, place: &Place) -> Result<Value, Failure> {
     const PIECE: usize = 5_000;
-    let (config, log) = (config(), place.log().await?);
+    let (config, log) = (place.config(), place.log().await?);
     place.registry().await?;
     let topic = &config.topics.clicks;
     make_topic(log.as_ref(), topic, input.shape.partitions as i32).await?;
@@ -321,7 +341,7 @@ struct Said {
 /// Workers over a filled topic, until everything in it is processed and every window is written. The rate is that of the events:
 /// from the first one that was read to the commit of the last.
 pub async fn work(shape: Shape, place: &Place, workers: u16, poll_records: usize) -> Result<Value, Failure> {
-    let config = config();
+    let config = place.config();
     let registry = place.registry().await?;
     let (total, end) = (shape.events + u64::from(shape.partitions), shape.end_ms() + 5 * 60_000);
     let done = Arc::new(AtomicBool::new(false));
@@ -375,7 +395,7 @@ pub async fn work(shape: Shape, place: &Place, workers: u16, poll_records: usize
 
 /// What all workers left in the topic of metrics.
 pub async fn windows(place: &Place) -> Result<Value, Failure> {
-    let (config, log, registry) = (config(), place.log().await?, place.registry().await?);
+    let (config, log, registry) = (place.config(), place.log().await?, place.registry().await?);
     let mut values = Vec::new();
     for (partition, (mut offset, end)) in log.offsets(&config.topics.metrics).await? {
         let at = TopicPartition { topic: config.topics.metrics.clone(), partition };
@@ -394,7 +414,7 @@ pub async fn windows(place: &Place) -> Result<Value, Failure> {
 pub async fn latency(place: &Place, rate: u64, seconds: u64, speed: u64) -> Result<Value, Failure> {
     const PARTITIONS: u64 = 4;
     const PIECE: Duration = Duration::from_millis(20);
-    let (config, log, registry) = (config(), place.log().await?, place.registry().await?);
+    let (config, log, registry) = (place.config(), place.log().await?, place.registry().await?);
     make_topic(log.as_ref(), &config.topics.clicks, PARTITIONS as i32).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut job = worker(&config, ports(log.clone()), registry.clone(), "only").await?;

@@ -40,7 +40,8 @@ impl Arguments {
         self.text(name)?.parse().map_err(|e: T::Err| format!("--{name}: {e}").into())
     }
     fn place(&self) -> Result<Place, Failure> {
-        Ok(Place { kafka: self.0.get("kafka").cloned(), data: self.text("data")?.into() })
+        let round = self.0.get("round").cloned().unwrap_or_default();
+        Ok(Place { round, kafka: self.0.get("kafka").cloned(), data: self.text("data")?.into() })
     }
 }
 

@@ -185,30 +185,55 @@ class Broker:
         subprocess.run([self.script, "stop", self.folder], check=False)
 
 
+def threads_of(pid):
+    """CPU seconds of a process so far, by the name of the thread without its number."""
+    used = {}
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            name, fields = (task / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+            fields = fields.split()
+            name = name.rstrip("-#0123456789")
+            used[name] = used.get(name, 0) + (int(fields[11]) + int(fields[12])) / TICK
+    return used
+
+
 def kafka(args):
     folder = make(args, "events", args.events)
     results = []
-    for turn in range(args.rounds):
-        broker = Broker(args.work / f"kafka-{turn}")
-        try:
-            place = {"kafka": broker.address, "data": args.work / f"data-{turn}"}
+    broker = Broker(args.work / "kafka")
+    try:
+        # A broker that has just been started compiles itself for a while, which no broker in use does: the first rounds do not count.
+        for turn in range(-args.warmups, args.rounds):
+            place = {"kafka": broker.address, "data": args.work / f"data-{turn}", "round": f"round{turn}."}
             filled = ours(args, "fill", **{"in": folder}, **place)
-            say(f"round {turn + 1}: topic filled with {args.events:,} events at {args.events / filled['seconds'] / 1e6:.2f} M/s")
-            before = broker.cpu_seconds()
+            name = f"round {turn + 1}" if turn >= 0 else "before the first round"
+            say(f"{name}: topic filled with {args.events:,} events at {args.events / filled['seconds'] / 1e6:.2f} M/s")
+            before, threads = broker.cpu_seconds(), threads_of(broker.pid)
             report = ours(args, "work", **{"in": folder}, **place, workers=args.workers, poll_records=args.kafka_poll_records)
             report["broker_cpu_seconds"] = broker.cpu_seconds() - before
+            report["broker_threads"] = {name: used - threads.get(name, 0) for name, used in threads_of(broker.pid).items()}
             difference = differs(args, ours(args, "windows", **place)["summary"], folder)
             if difference is not None:
                 stop_with(f"windows from Kafka: {difference}")
-            results.append(report)
-        finally:
-            broker.close()
+            rate = report["events"] / report["seconds_from_first_record"] / 1e6
+            own, theirs = (report[of] * 1e9 / report["events"] for of in ("cpu_seconds", "broker_cpu_seconds"))
+            say(f"{name}: read and windowed at {rate:.2f} M/s, {own:.0f} ns of CPU per event here and {theirs:.0f} in the broker")
+            if turn >= 0:
+                results.append(report)
+    finally:
+        broker.close()
     rates = [r["events"] / r["seconds_from_first_record"] / 1e6 for r in results]
     median = statistics.median(rates)
     own, theirs = (statistics.median(r[of] * 1e9 / r["events"] for r in results) for of in ("cpu_seconds", "broker_cpu_seconds"))
     busy = statistics.median((r["cpu_seconds"] + r["broker_cpu_seconds"]) / r["seconds"] for r in results)
     say(f"\nfrom Kafka, {args.workers} workers, {args.rounds} rounds: {median:.3f} M events/s (slowest {min(rates):.3f}, fastest {max(rates):.3f})")
     say(f"CPU: {own:.0f} ns per event of ours, librdkafka's threads included, {theirs:.0f} ns of the broker; {busy:.2f} of {os.cpu_count()} cores were busy")
+    spent = {}
+    for r in results:
+        for name, used in r["broker_threads"].items():
+            spent[name] = spent.get(name, 0) + used * 1e9 / r["events"] / len(results)
+    most = sorted(spent.items(), key=lambda each: -each[1])[:6]
+    say("of the broker, in ns per event: " + ", ".join(f"{name} {ns:.0f}" for name, ns in most))
     say(f"the bottleneck is {'the job, by CPU' if own > theirs else 'the broker, by CPU'}" if busy > 0.85 * os.cpu_count() else "neither side was busy all the time: waiting is the bottleneck")
     held(args, "from Kafka", median, 1.0, "M events/s")
     return {"runs": results}
@@ -248,6 +273,7 @@ def main():
     parser.add_argument("--events", type=int, default=5_000_000, help="events (default 5,000,000)")
     parser.add_argument("--peer-events", type=int, default=200_000, help="events of the peers in Python and row by row (default 200,000)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmups", type=int, default=1, help="rounds before the first in mode kafka, which do not count (default 1)")
     parser.add_argument("--users", type=int, default=500_000)
     parser.add_argument("--products", type=int, default=5_000)
     parser.add_argument("--per-second", type=int, default=11_500, help="events of a second of event time (default 11,500)")

@@ -204,6 +204,13 @@ pub enum StoreFault {
         /// Whether their versions go, too, as in a store that keeps none.
         for_good: bool,
     },
+    /// Somebody copies objects back past the platform and is interrupted: each is there, and ends in its middle.
+    PrefixCut {
+        /// Only paths that begin with this.
+        prefix: String,
+        /// When.
+        at: DateTime<Utc>,
+    },
     /// The caller's clock is wrong: every call is answered 403 RequestTimeTooSkewed.
     TooSkewed {
         /// Start, inclusive.
@@ -261,7 +268,7 @@ impl StoreFault {
                 (true, true) => (called == Operation::Put).then_some(StoreStrike::Spared),
                 (true, false) => Some(StoreStrike::ExpiredToken),
             },
-            Self::PrefixRemoved { .. } => None,
+            Self::PrefixRemoved { .. } | Self::PrefixCut { .. } => None,
             Self::TooSkewed { from, to } => during(from, to).then_some(StoreStrike::TooSkewed),
         }
     }

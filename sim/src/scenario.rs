@@ -108,6 +108,9 @@ pub enum Act {
         at: DateTime<Utc>,
         /// A table, or a folder of tables.
         target: String,
+        /// Whether days may be extracted again from the source.
+        #[serde(default)]
+        from_source: bool,
     },
 }
 

@@ -27,7 +27,10 @@ use sha2::{Digest, Sha256};
 use simulacro_core::ports::{Deleted, PortError, Versions};
 
 use crate::{
-    faults::{StoreFault, StoreStrike, Strikes, removal::Removal},
+    faults::{
+        StoreFault, StoreStrike, Strikes,
+        removal::{Leaves, Removal},
+    },
     host::Host,
     interpose,
 };
@@ -192,12 +195,16 @@ impl ObjectService {
                     continue;
                 }
                 strikes.strike(now);
-                if removal.for_good {
-                    versions.clear();
-                } else {
-                    *last_version += 1;
-                    versions.push(Version { bytes: None, number: *last_version, at: now });
-                }
+                let bytes = match removal.leaves {
+                    Leaves::Nothing => {
+                        versions.clear();
+                        continue;
+                    }
+                    Leaves::Versions => None,
+                    Leaves::Half => last.bytes.as_ref().map(|bytes| bytes.slice(..bytes.len() / 2)),
+                };
+                *last_version += 1;
+                versions.push(Version { bytes, number: *last_version, at: now });
             }
             objects.retain(|_, versions| !versions.is_empty());
         }

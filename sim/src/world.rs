@@ -832,8 +832,8 @@ async fn work(platform: &Platform, story: &Scenario, done: &Done) -> Result<(), 
         let other = match &step {
             Step::Refresh(scheduled) => platform.refresh_dimensions(*scheduled).await.map(|_| ()),
             Step::Operate(Act::Restore { at, table, as_of }) => put_back(platform, table, *at, *as_of).await,
-            Step::Operate(Act::Recover { target, .. }) => {
-                let request = Request { target, only: None, from_source: false };
+            Step::Operate(Act::Recover { target, from_source, .. }) => {
+                let request = Request { target, only: None, from_source: *from_source };
                 match restore::execute(platform, done.versions.as_ref(), request, &mut |_| {}).await {
                     Ok(report) => {
                         let recovered = Recovered::of(env.now(), &report);

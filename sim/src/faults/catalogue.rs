@@ -244,6 +244,13 @@ pub const CATALOGUE: [Entry; 40] = [
         example: "mode = \"store\"\nkind = \"prefix_removed\"\nprefix = \"staging/\"\nat = \"2024-03-18T12:00:00Z\"\nfor_good = false",
     },
     Entry {
+        mode: "store, kind prefix_cut",
+        failure: 9,
+        seen: "objects that end in their middle, as an interrupted copy leaves them",
+        defence: "what is read is compared with what was written, and a day that cannot be had from there is had another way",
+        example: "mode = \"store\"\nkind = \"prefix_cut\"\nprefix = \"raw/ventas/fecha=2024-03-17/\"\nat = \"2024-03-18T12:00:00Z\"",
+    },
+    Entry {
         mode: "service, kind ledger_full",
         failure: 8,
         seen: "ERROR 53100 could not extend file: No space left on device",
@@ -309,6 +316,7 @@ mod tests {
             Fault::Store(StoreFault::Truncated { .. }) => "store, kind truncated",
             Fault::Store(StoreFault::TokenExpired { .. }) => "store, kind token_expired",
             Fault::Store(StoreFault::PrefixRemoved { .. }) => "store, kind prefix_removed",
+            Fault::Store(StoreFault::PrefixCut { .. }) => "store, kind prefix_cut",
             // What a wrong clock meets at the store.
             Fault::Store(StoreFault::TooSkewed { .. }) | Fault::Clock { .. } => "clock",
             Fault::WorkerCrash { .. } => "worker_crash",

@@ -1,6 +1,6 @@
-//! Objects that somebody removes past the platform: which of them go, and when.
+//! Objects that somebody removes or damages past the platform: which of them, and when.
 //!
-//! No call of the platform meets such a fault. It strikes at its time, once, and each object that goes is a hit.
+//! No call of the platform meets such a fault. It strikes at its time, once, and each object that it meets is a hit.
 
 use chrono::{DateTime, Utc};
 
@@ -13,8 +13,19 @@ pub struct Removal {
     spares: String,
     written_from: Option<DateTime<Utc>>,
     at: DateTime<Utc>,
-    /// Whether versions go, too.
-    pub for_good: bool,
+    /// What is left.
+    pub leaves: Leaves,
+}
+
+/// What a removal leaves of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaves {
+    /// Nothing, and no version of it.
+    Nothing,
+    /// Versions below a delete marker.
+    Versions,
+    /// The first half of its bytes, in its place.
+    Half,
 }
 
 impl Removal {
@@ -26,7 +37,14 @@ impl Removal {
                 spares: spares.clone(),
                 written_from: *written_from,
                 at: *at,
-                for_good: *for_good,
+                leaves: if *for_good { Leaves::Nothing } else { Leaves::Versions },
+            }),
+            StoreFault::PrefixCut { prefix, at } => Some(Self {
+                prefix: prefix.clone(),
+                spares: String::new(),
+                written_from: None,
+                at: *at,
+                leaves: Leaves::Half,
             }),
             StoreFault::Unavailable { .. }
             | StoreFault::ReplyLost { .. }

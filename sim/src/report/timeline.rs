@@ -242,7 +242,7 @@ fn when(fault: &Fault) -> When {
         Fault::NullRegion { .. } | Fault::RenamedColumn { .. } | Fault::DuplicatedRows { .. } | Fault::Data(_) => {
             lasts(fault).map_or(When::Always, |(from, to)| When::Data(from, to))
         }
-        Fault::Store(StoreFault::PrefixRemoved { at, .. }) => When::Window(*at, *at),
+        Fault::Store(StoreFault::PrefixRemoved { at, .. } | StoreFault::PrefixCut { at, .. }) => When::Window(*at, *at),
         Fault::Store(StoreFault::ReplyLost { .. } | StoreFault::Truncated { .. })
         | Fault::Source(
             SourceFault::Crash { .. }
@@ -314,7 +314,7 @@ fn fault_lane(number: usize, fault: &Fault, hits: u64, events: &[Event], runs: &
             Fault::Store(StoreFault::BlackHole { operation, path, .. }) => struck(event, *operation, path),
             Fault::Store(StoreFault::Truncated { path, .. }) => struck(event, Operation::Get, path),
             // No call meets it.
-            Fault::Store(StoreFault::PrefixRemoved { .. }) => false,
+            Fault::Store(StoreFault::PrefixRemoved { .. } | StoreFault::PrefixCut { .. }) => false,
             Fault::Store(StoreFault::Throttled { .. } | StoreFault::TokenExpired { .. } | StoreFault::TooSkewed { .. })
             | Fault::Source(_)
             | Fault::DimensionApi { .. }

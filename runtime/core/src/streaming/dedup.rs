@@ -66,7 +66,7 @@ pub enum Seen {
 /// touch one line of memory, where those of a general table touch two.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Prints {
-    /// A power of two of places, or none; 0 is a free one.
+    /// Any number of places, or none; 0 is a free one.
     places: Vec<Fingerprint>,
     held: usize,
     /// How many it holds before it grows.
@@ -82,9 +82,10 @@ impl Prints {
         if held == 0 {
             return Self::default();
         }
-        // At most five of eight places are taken: fewer cost memory, with more the way to a free one is long.
-        let places = (held.saturating_mul(8) / 5 + 1).next_power_of_two().max(Self::PLACES_MIN);
-        Self { places: vec![0; places], held: 0, room: places / 8 * 5 }
+        // At most five of eight places are taken: fewer cost memory, with more the way to a free one is long. Rounded up to a power
+        // of two, as is usual, a table would be half empty as often as not, and what counts is how much of it a cache holds.
+        let places = (held.saturating_mul(8) / 5 + 1).max(Self::PLACES_MIN);
+        Self { places: vec![0; places], held: 0, room: places * 5 / 8 }
     }
 
     /// 0 means a free place, so it shares one with 1; any two others of 2^128 are as likely to be equal.
@@ -93,9 +94,15 @@ impl Prints {
         print.max(1)
     }
 
+    /// The lower half of a fingerprint as a share of the table. There must be places.
     #[inline]
     fn own_place(&self, print: Fingerprint) -> usize {
-        print as usize & (self.places.len() - 1)
+        ((u128::from(print as u64) * self.places.len() as u128) >> 64) as usize
+    }
+
+    #[inline]
+    fn behind(&self, at: usize) -> usize {
+        if at + 1 == self.places.len() { 0 } else { at + 1 }
     }
 
     /// Where a fingerprint is, or the free place where it belongs. There must be places.
@@ -106,7 +113,7 @@ impl Prints {
             match self.places[at] {
                 0 => return Err(at),
                 held if held == print => return Ok(at),
-                _ => at = (at + 1) & (self.places.len() - 1),
+                _ => at = self.behind(at),
             }
         }
     }
@@ -119,8 +126,7 @@ impl Prints {
     /// the answer, nobody waits for it.
     #[inline]
     pub(super) fn near(&self, print: Fingerprint) -> u64 {
-        let at = (print as usize) & self.places.len().wrapping_sub(1);
-        self.places.get(at).map_or(0, |&print| print as u64)
+        self.places.get(self.own_place(print)).map_or(0, |&print| print as u64)
     }
 
     #[inline]
@@ -146,7 +152,7 @@ impl Prints {
 
     #[cold]
     fn grow(&mut self) {
-        let before = std::mem::replace(self, Self::with_room(self.held + 1));
+        let before = std::mem::replace(self, Self::with_room(2 * self.held + 1));
         for print in before.iter() {
             if let Err(free) = self.place(print) {
                 self.places[free] = print;
@@ -161,16 +167,18 @@ impl Prints {
             return;
         }
         let Ok(mut gap) = self.place(Self::kept(print)) else { return };
-        let mask = self.places.len() - 1;
+        let places = self.places.len();
+        // How far a place lies behind another, around the end of the table if need be.
+        let distance = |from: usize, to: usize| if to >= from { to - from } else { to + places - from };
         let mut at = gap;
         loop {
-            at = (at + 1) & mask;
+            at = self.behind(at);
             let next = self.places[at];
             if next == 0 {
                 break;
             }
             // It may move when its own place does not lie behind the gap.
-            if at.wrapping_sub(self.own_place(next)) & mask >= at.wrapping_sub(gap) & mask {
+            if distance(self.own_place(next), at) >= distance(gap, at) {
                 self.places[gap] = next;
                 gap = at;
             }
@@ -262,11 +270,11 @@ impl Dedup {
         seen
     }
 
-    /// A new minute. The newest one gets room for as many as the one before it: a set that grows moves all it has, time and
-    /// again.
+    /// A new minute. The newest one gets room for somewhat more than the one before it has: a set that grows moves all it has,
+    /// time and again.
     fn begin(&mut self, minute: i64) -> &mut Minute {
         let before = self.minutes.last_key_value().filter(|(newest, _)| **newest < minute);
-        let room = before.map_or(0, |(_, before)| before.set.len());
+        let room = before.map_or(0, |(_, before)| before.set.len() / 8 * 9);
         let begun = Minute { set: Prints::with_room(room), dirty: Vec::new() };
         self.minutes.entry(minute).or_insert(begun)
     }
@@ -343,7 +351,8 @@ mod tests {
         fn a_set_of_fingerprints_is_a_set(steps in prop::collection::vec((0u8..3, 0u128..40, 0u128..3), 0..300)) {
             let (mut prints, mut plain) = (Prints::default(), std::collections::BTreeSet::new());
             for (step, low, high) in steps {
-                let print = (high << 100) | (low * 97 + 1);
+                // Own places are spread over the table, with some fingerprints for each.
+                let print = (high << 100) | (low % 8 << 61) | (low * 97 + 1);
                 match step {
                     0 => { prints.remove(print); plain.remove(&print); }
                     1 | 2 => prop_assert_eq!(prints.insert(print), plain.insert(print)),
