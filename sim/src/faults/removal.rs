@@ -39,13 +39,9 @@ impl Removal {
                 at: *at,
                 leaves: if *for_good { Leaves::Nothing } else { Leaves::Versions },
             }),
-            StoreFault::PrefixCut { prefix, at } => Some(Self {
-                prefix: prefix.clone(),
-                spares: String::new(),
-                written_from: None,
-                at: *at,
-                leaves: Leaves::Half,
-            }),
+            StoreFault::PrefixCut { prefix, at } => {
+                Some(Self { prefix: prefix.clone(), spares: String::new(), written_from: None, at: *at, leaves: Leaves::Half })
+            }
             StoreFault::Unavailable { .. }
             | StoreFault::ReplyLost { .. }
             | StoreFault::NoSpace { .. }

@@ -212,7 +212,7 @@ pub async fn extract_raw(
     let schema = arrow_schema(&contract.columns).map_err(at)?;
     let prefix = format!("raw/{}/fecha={fecha}", contract.table);
     let found = Partition::list(objects, &prefix).await.map_err(at)?;
-    let latest = found.newest_manifest(objects).await.map_err(at)?;
+    let latest = found.newest_whole(objects).await.map_err(at)?;
     found.sweep(objects, latest.as_ref()).await.map_err(at)?;
 
     let mut parts = Parts::new(objects, &prefix, schema, layout, &found, latest.as_ref());
@@ -263,6 +263,9 @@ pub async fn extract_raw(
     Ok(RawDay { manifest })
 }
 
+/// Code of a manifest that cannot be read.
+const DAMAGED: &str = "MANIFEST_DAMAGED";
+
 /// What lies in a day's folder.
 struct Partition {
     prefix: String,
@@ -299,7 +302,7 @@ impl Partition {
         let Some(version) = self.newest else { return Ok(None) };
         let path = manifest_path(&self.prefix, version);
         let bytes = read_all(objects, &path).await?;
-        let damaged = |e| PortError::permanent(format!("read manifest {path}: found a damaged file")).because(e);
+        let damaged = |e| PortError::permanent(format!("read manifest {path}: found a damaged file")).code(DAMAGED).because(e);
         let manifest: Manifest = serde_json::from_slice(&bytes).map_err(damaged)?;
         if !(1..=CONTENT_HASH_VERSION).contains(&manifest.content_hash_version) {
             return Err(PortError::permanent(format!(
@@ -308,6 +311,15 @@ impl Partition {
             )));
         }
         Ok(Some(manifest))
+    }
+
+    /// The newest manifest for whoever extracts the day: a damaged one names nothing that could be kept, and the next version
+    /// goes above it. One of a newer program stays an error.
+    async fn newest_whole(&self, objects: &dyn ObjectStore) -> Result<Option<Manifest>> {
+        match self.newest_manifest(objects).await {
+            Err(e) if e.code.as_deref() == Some(DAMAGED) => Ok(None),
+            found => found,
+        }
     }
 
     fn has(&self, file: &ManifestFile) -> bool {
@@ -320,7 +332,8 @@ impl Partition {
 
     /// Removes the parts that the newest version does not name and no older one can: what dead attempts left behind.
     async fn sweep(&self, objects: &dyn ObjectStore, newest: Option<&Manifest>) -> Result<()> {
-        let version = newest.map_or(0, |m| m.version);
+        // Those of a manifest that nobody can read stay: they are of the day, and evidence.
+        let version = newest.map_or(self.newest.map_or(0, |damaged| damaged + 1), |m| m.version);
         let named: BTreeSet<&str> = newest.into_iter().flat_map(|m| &m.files).map(|f| f.path.as_str()).collect();
         let left = |path: &&String| part_version(path).is_some_and(|v| v >= version) && !named.contains(path.as_str());
         for path in self.parts.keys().filter(left) {
@@ -438,7 +451,7 @@ impl<'a> Parts<'a> {
             objects,
             prefix,
             layout,
-            version: latest.map_or(0, |m| m.version) + 1,
+            version: found.newest.unwrap_or(0) + 1,
             published: files.map(|file| found.has(file).then_some(file)).collect(),
             hash: ContentHash::new(&schema),
             text_hash: latest.is_some_and(|m| m.content_hash_version == 1).then(OrderFreeHash::default),
