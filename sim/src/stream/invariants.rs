@@ -59,6 +59,21 @@ pub struct Evidence<'a> {
     pub samples: &'a [Sample],
     /// Whether the job was done in time.
     pub drained: bool,
+    /// Workers that gave up.
+    pub gave_up: &'a [GaveUp],
+}
+
+/// A worker that gave up, until it was started again.
+#[derive(Debug, Clone)]
+pub struct GaveUp {
+    /// The worker.
+    pub worker: String,
+    /// Whether another had its name by then.
+    pub replaced: bool,
+    /// Code of its error.
+    pub code: String,
+    /// The error and its causes.
+    pub says: String,
 }
 
 /// Name and text.
@@ -79,8 +94,11 @@ impl Evidence<'_> {
     }
 }
 
+/// What the log says to a producer whose name is another's.
+const FENCED: &str = "INVALID_PRODUCER_EPOCH";
+
 /// Names of all invariants, in the order in which they are told.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
     "delivered",
     "windows",
     "revisions",
@@ -93,6 +111,7 @@ pub const NAMES: [&str; 12] = [
     "spread",
     "drained",
     "lag",
+    "workers",
 ];
 
 /// Every invariant that is broken.
@@ -110,6 +129,7 @@ pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
         spread(evidence),
         drained(evidence),
         lag(evidence),
+        workers(evidence),
     ];
     let mut broken = Vec::new();
     for (name, found) in NAMES.into_iter().zip(all) {
@@ -516,6 +536,20 @@ fn drained(evidence: &Evidence<'_>) -> Vec<String> {
     )]
 }
 
+/// A worker gives up when another has its name and the log fences it, or with a code that the story names. All else that a broker
+/// or a network says is gone through: a new start would hide what went wrong, since what it reads from the changelog is right
+/// whatever was there before.
+fn workers(evidence: &Evidence<'_>) -> Vec<String> {
+    let named = &evidence.story.expect.gave_up;
+    let may = |stop: &GaveUp| if stop.replaced { stop.code == FENCED } else { named.contains(&stop.code) };
+    let text = |stop: &GaveUp| {
+        let GaveUp { worker, replaced, code, says } = stop;
+        let expected = if *replaced { FENCED.to_owned() } else { format!("none but {named:?}") };
+        format!("{worker} gave up with {code}, expected {expected}: {says}")
+    };
+    evidence.gave_up.iter().filter(|stop| !may(stop)).map(text).collect()
+}
+
 /// The job is never further behind than the story allows.
 fn lag(evidence: &Evidence<'_>) -> Vec<String> {
     let Some(limit) = evidence.story.expect.lag_below else { return Vec::new() };
@@ -558,6 +592,7 @@ mod tests {
         committed: BTreeMap<i32, i64>,
         reader: BTreeMap<i32, Vec<(i64, Option<Bytes>)>>,
         samples: Vec<Sample>,
+        gave_up: Vec<GaveUp>,
     }
 
     fn stored(offset: i64, value: Bytes, headers: &[(&str, &str)]) -> Stored {
@@ -633,6 +668,7 @@ mod tests {
             committed: BTreeMap::from([(0, 2)]),
             reader: BTreeMap::from([(0, vec![(0, Some(metric(0, 1))), (2, Some(metric(1, 2)))])]),
             samples: vec![sample(5, Some(0)), sample(10, Some(MINUTE))],
+            gave_up: Vec::new(),
         }
     }
 
@@ -650,6 +686,7 @@ mod tests {
             reader: &world.reader,
             samples: &world.samples,
             drained: true,
+            gave_up: &world.gave_up,
         };
         let mut names: Vec<_> = judge(&evidence).into_iter().map(|(name, _)| name).collect();
         names.dedup();
@@ -781,6 +818,20 @@ mod tests {
         assert_eq!(with(clicks, checkpoint::fingerprints_key(-12 * MINUTE, 0)), ["state"]);
         assert_eq!(with(merges, checkpoint::pane_key(-10 * MINUTE, 0)), [""; 0]);
         assert_eq!(with(merges, checkpoint::pane_key(-11 * MINUTE, 0)), ["state"]);
+    }
+
+    #[test]
+    fn a_worker_that_gave_up_is_found() {
+        let with = |replaced, code: &str, named: &[&str]| {
+            breaks(|w| {
+                w.story.expect.gave_up = named.iter().map(|&code| code.to_owned()).collect();
+                w.gave_up.push(GaveUp { worker: "worker-0".into(), replaced, code: code.into(), says: "poll".into() });
+            })
+        };
+        assert_eq!(with(false, "UNKNOWN_MEMBER_ID", &[]), ["workers"]);
+        assert_eq!(with(false, "UNKNOWN_MEMBER_ID", &["UNKNOWN_MEMBER_ID"]), [""; 0]);
+        assert_eq!(with(true, "UNKNOWN_MEMBER_ID", &["UNKNOWN_MEMBER_ID"]), ["workers"]);
+        assert_eq!(with(true, FENCED, &[]), [""; 0]);
     }
 
     #[test]

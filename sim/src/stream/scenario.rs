@@ -1,6 +1,6 @@
 //! A story of the stream as strict TOML: `kind = "stream"`. Seconds count from the start of the story.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -158,6 +158,9 @@ pub struct StreamExpect {
     /// Records by which the job must never be behind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag_below: Option<u64>,
+    /// Codes with which workers may give up.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub gave_up: BTreeSet<String>,
     /// Kinds of the alerts that must be raised, in order; no others may be. Without it, alerts are not judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alerts: Option<Vec<String>>,

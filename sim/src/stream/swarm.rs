@@ -17,7 +17,10 @@ use crate::{
     scenario::{Tier, Verdict},
 };
 use simulacro_core::streaming::config::StreamConfig;
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// The configuration of all drawn stories: as specified, with a session that ends within a story, and small records.
 pub fn config() -> StreamConfig {
@@ -88,6 +91,7 @@ pub fn draw(seed: u64) -> StreamScenario {
             lag_min: 0,
             fates_min: BTreeMap::new(),
             lag_below: None,
+            gave_up: BTreeSet::new(),
             alerts: None,
             detected_within_s: None,
             reading: Vec::new(),
@@ -111,6 +115,13 @@ pub fn draw(seed: u64) -> StreamScenario {
             }
         }
     }
+    // A worker cannot start without the registry, and one whose clock jumps finds that its session is over when it commits.
+    let codes = story.fault.iter().filter_map(|fault| match fault {
+        StreamFault::RegistryDown { .. } => Some("ECONNREFUSED"),
+        StreamFault::Clock { .. } => Some("UNKNOWN_MEMBER_ID"),
+        _ => None,
+    });
+    story.expect.gave_up = codes.map(str::to_owned).collect();
     story
 }
 

@@ -33,7 +33,7 @@ use simulacro_log::{Blob, Client, Limits, Request, Response, Settings};
 use super::{
     cost::Costs,
     faults::{Faults, StreamFault},
-    invariants::{self, Evidence, Sample, Topic},
+    invariants::{self, Evidence, GaveUp, Sample, Topic},
     link::HostLink,
     oracle::{self, Delivered, Expected, Rules},
     process::{HostEnv, Process, WorldEnv},
@@ -167,6 +167,7 @@ struct Seen {
     drained: Option<Duration>,
     stops: u64,
     reasons: BTreeMap<String, u64>,
+    gave_up: Vec<GaveUp>,
     /// What must not happen whatever the faults are.
     broken: Vec<String>,
 }
@@ -450,7 +451,10 @@ async fn work(stage: Arc<Stage>, process: Arc<Process>, member: String, start: u
             {
                 let mut seen = stage.seen();
                 seen.stops += 1;
-                *seen.reasons.entry(error.code.clone().unwrap_or_else(|| "none".into())).or_default() += 1;
+                let code = error.code.clone().unwrap_or_else(|| "none".into());
+                *seen.reasons.entry(code.clone()).or_default() += 1;
+                let (worker, replaced) = (process.name.clone(), process.is_replaced());
+                seen.gave_up.push(GaveUp { worker, replaced, code, says: error.chain() });
             }
             stage.recorder.record("world", "worker_stopped", error.chain(), json!({ "host": process.name }));
             if process.is_replaced() {
@@ -778,6 +782,7 @@ fn judge(stage: &Stage, plan: &workload::Plan, crashes: u64, virtual_s: u64) -> 
         reader: &seen.reader,
         samples: &seen.samples,
         drained: seen.drained.is_some(),
+        gave_up: &seen.gave_up,
     };
     let broken = invariants::judge(&evidence);
 
