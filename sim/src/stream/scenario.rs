@@ -158,7 +158,7 @@ pub struct StreamExpect {
     /// Records by which the job must never be behind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag_below: Option<u64>,
-    /// Codes with which workers may give up.
+    /// Codes with which workers may give up; those of a fenced one only when another has its name.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub gave_up: BTreeSet<String>,
     /// Kinds of the alerts that must be raised, in order; no others may be. Without it, alerts are not judged.

@@ -9,6 +9,7 @@
 
 use super::{
     faults::{Loses, Side, StreamFault, When},
+    invariants,
     scenario::{Kind, Silence, StreamExpect, StreamScenario, Workload},
 };
 use crate::{
@@ -116,12 +117,13 @@ pub fn draw(seed: u64) -> StreamScenario {
         }
     }
     // A worker cannot start without the registry, and one whose clock jumps finds that its session is over when it commits.
-    let codes = story.fault.iter().filter_map(|fault| match fault {
-        StreamFault::RegistryDown { .. } => Some("ECONNREFUSED"),
-        StreamFault::Clock { .. } => Some("UNKNOWN_MEMBER_ID"),
-        _ => None,
+    let codes = story.fault.iter().flat_map(|fault| match fault {
+        StreamFault::RegistryDown { .. } => &["ECONNREFUSED"][..],
+        StreamFault::Clock { .. } => &["UNKNOWN_MEMBER_ID"][..],
+        StreamFault::WorkerFreeze { replaced: true, .. } => &invariants::FENCED[..],
+        _ => &[],
     });
-    story.expect.gave_up = codes.map(str::to_owned).collect();
+    story.expect.gave_up = codes.map(|&code| code.to_owned()).collect();
     story
 }
 
