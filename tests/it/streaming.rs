@@ -309,6 +309,32 @@ async fn a_stream_that_is_killed_gives_the_windows_of_one_that_is_not() {
 }
 
 #[test]
+fn a_stream_that_is_asked_to_stop_ends_well_however_it_is_asked() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let data = dir.path().join("data");
+    produce(&data, &clicks::Options::calm(15, 100));
+    for signal in ["-TERM", "-INT"] {
+        let log = dir.path().join(signal);
+        let mut child = program("simulacro")
+            .args(["stream", "--data", text(&data), "--sinks", "none"])
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&log).expect("a file"))
+            .spawn()
+            .expect("the program starts");
+        // It listens from when it says for the first time how far it is.
+        while !std::fs::read_to_string(&log).expect("its log").contains("progress") {
+            assert!(child.try_wait().expect("it is ours").is_none(), "it has ended by itself");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let asked = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status();
+        assert!(asked.is_ok_and(|status| status.success()));
+        let run = child.wait_with_output().expect("it ended");
+        let printed = String::from_utf8_lossy(&run.stdout);
+        assert!(run.status.success() && printed.contains(" events read = "), "{signal}: {} {printed}", run.status);
+    }
+}
+
+#[test]
 fn late_events_explain_a_difference_and_a_large_one_fails() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let late = clicks::Options { out_of_order: 300, delay_ms_max: 7_200_000, ..disturbed(13) };

@@ -21,7 +21,9 @@ use simulacro_core::{
 use crate::{
     config::{Platform, given},
     options::{Failure, SourceArgs, StoreArgs, load_contract, read},
-    stream, telemetry,
+    stream,
+    supervise::asked_to_stop,
+    telemetry,
 };
 
 /// Where runs, leases and pauses are.
@@ -143,28 +145,6 @@ fn known(name: &str) -> Result<Asset, Failure> {
 
 fn now() -> DateTime<Utc> {
     SystemEnv::default().now()
-}
-
-/// Done when somebody asks the process to stop.
-async fn asked_to_stop(after: Option<Duration>) {
-    let terminate = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    let interrupt = async {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    let over = async {
-        match after {
-            Some(after) => tokio::time::sleep(after).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! { biased; () = interrupt => {}, () = terminate => {}, () = over => {} }
 }
 
 /// Runs the assets on their schedules until it is asked to stop. Of several such processes over one ledger, one runs them

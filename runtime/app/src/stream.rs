@@ -56,7 +56,7 @@ use crate::{
     Failure, read,
     report::money,
     sinks::{self, SinkName},
-    supervise::{EnvClock, Restarts, supervise},
+    supervise::{EnvClock, Restarts, asked_to_stop, supervise},
     telemetry,
     transact::transact,
 };
@@ -143,7 +143,7 @@ pub struct StreamArgs {
     /// its name, which ends the transaction that was left open
     #[arg(long, default_value = "worker", value_parser = process_name)]
     name: String,
-    /// Stop when everything that is there is processed; otherwise at an interrupt
+    /// Stop when everything that is there is processed; otherwise at an interrupt or at SIGTERM
     #[arg(long)]
     until_caught_up: bool,
     /// Address of a metrics endpoint while the job lasts
@@ -551,6 +551,7 @@ pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
     let bar =
         bar(inputs.values().map(|(oldest, end)| (end - oldest).unsigned_abs()).sum(), "{bar:40} {pos}/{len} events  {msg}")?;
     let (mut looks, mut quiet, mut read, mut failure) = (0_u64, 0, 0_u64, None);
+    let mut asked = std::pin::pin!(asked_to_stop(None));
     while failure.is_none() && !stop.load(Ordering::Relaxed) {
         tokio::select! {
             biased;
@@ -569,8 +570,7 @@ pub async fn stream(args: StreamArgs) -> Result<(), Failure> {
                     Err(error) => Failure::from(error),
                 });
             }
-            signal = tokio::signal::ctrl_c() => {
-                signal?;
+            () = &mut asked => {
                 ending.now.store(true, Ordering::Relaxed);
                 stop.store(true, Ordering::Relaxed);
             }

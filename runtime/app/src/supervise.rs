@@ -64,6 +64,29 @@ impl Clock for EnvClock {
     }
 }
 
+/// Done when somebody asks the process to stop, by an interrupt or as whoever runs services does, or after so long. To be made
+/// once and kept: what is said while nobody listens is not heard.
+pub async fn asked_to_stop(after: Option<Duration>) {
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let interrupt = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let over = async {
+        match after {
+            Some(after) => tokio::time::sleep(after).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! { biased; () = interrupt => {}, () = terminate => {}, () = over => {} }
+}
+
 /// How often a wait looks whether it is still wanted.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 

@@ -26,7 +26,7 @@ use super::MONITOR;
 use crate::{
     contract::{Severity, check::QualityResult},
     orchestrator::{Job, Slot, Work, WorkError},
-    ports::{Env, Fact, Fold, PortError, Result, Run, RunLedger, Warehouse, event_log::EventLog},
+    ports::{Disposition, Env, Fact, Fold, PortError, Result, Run, RunLedger, Warehouse, event_log::EventLog},
     slo::samples::{LAG_CHECK, LOOKS, Looks, look_at},
     streaming::{
         config::{StreamConfig, ms},
@@ -50,6 +50,10 @@ pub const SINK_CHECK: &str = "warehouse_sink_lag";
 const WHOLE: TimeDelta = TimeDelta::hours(1);
 /// Looks that are older, because nobody was there to fold them, stay as they are.
 const FOLDED_BACK: Days = Days::new(7);
+/// What passes within so long is no news: a partition whose leader changes, or a topic that is just being made.
+const MOMENT: Duration = Duration::from_secs(5);
+/// How long to wait until the log is asked again.
+const AGAIN: Duration = Duration::from_millis(500);
 /// Most earlier looks that are remembered.
 const REMEMBERED_MAX: usize = 1_000;
 
@@ -219,6 +223,20 @@ impl StreamingMonitor {
         json!({ "lag_records": records, "lag_ms": lag_ms, "watermark_ms": watermark_ms })
     }
 
+    /// Asks the log, and again while an error passes by itself. A call that has taken longer than a moment is not repeated.
+    async fn patiently<T, F: Future<Output = Result<T>>>(&self, ask: impl Fn() -> F) -> Result<T> {
+        let give_up_at = self.env.now() + MOMENT;
+        loop {
+            match ask().await {
+                Err(e) if e.disposition == Disposition::Retryable && self.env.now() < give_up_at => {
+                    warn!(error = %e.chain(), "the log does not answer, it is asked again");
+                    self.env.sleep(AGAIN).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
     /// What waits beyond these positions of the sink; a partition of which the table has nothing waits whole.
     async fn behind(&self, positions: &BTreeMap<i32, i64>, now_ms: i64) -> Result<Waiting> {
         let topic = &self.config.topics.metrics;
@@ -251,7 +269,7 @@ impl StreamingMonitor {
         let known = self.memory().sink.clone();
         let mut at_most = known.since_ms.map_or(0, |since| now_ms.saturating_sub(since));
         if let Some(positions) = known.positions.as_ref().filter(|p| !p.is_empty())
-            && let Ok(waiting) = self.behind(positions, now_ms).await
+            && let Ok(waiting) = self.patiently(|| self.behind(positions, now_ms)).await
         {
             if waiting.ms <= limit {
                 return (true, format!("at most {} records, the oldest for at most {} ms", waiting.records, waiting.ms));
@@ -265,7 +283,7 @@ impl StreamingMonitor {
                 if positions.is_empty() {
                     return (true, "no sink has loaded anything".into());
                 }
-                match self.behind(&positions, now_ms).await {
+                match self.patiently(|| self.behind(&positions, now_ms)).await {
                     Ok(Waiting { records, ms }) => (ms <= limit, format!("{records} records, the oldest for {ms} ms")),
                     Err(e) => unknown(&e),
                 }
@@ -319,7 +337,7 @@ impl Work for StreamingMonitor {
     }
     async fn checks(&self, slot: Slot) -> Vec<QualityResult> {
         let MonitorLimits { lag_records_max, lag_ms_max, window, events_min, .. } = self.limits.clone();
-        let status = JobStatus::read(&self.config, &*self.log).await;
+        let status = self.patiently(|| JobStatus::read(&self.config, &*self.log)).await;
         let now_ms = self.env.now().timestamp_millis();
         let [lag, late, dead] = match &status {
             Err(e) => [unknown(e), unknown(e), unknown(e)],

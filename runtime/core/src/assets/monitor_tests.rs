@@ -320,6 +320,21 @@ async fn what_waits_is_told_by_its_name_alone() {
     assert_eq!(world.failing().await, [LAG_CHECK]);
 }
 
+#[tokio::test]
+async fn a_leader_that_changes_is_no_news_and_a_log_that_is_away_is() {
+    let mut world = World::new().await;
+    let none: [&str; 0] = [];
+    world.events(10, 0, "norte").await;
+    world.log.fail_offsets(3);
+    assert_eq!(world.failing().await, none, "it has answered after a moment");
+    world.log.fail_offsets(u32::MAX);
+    let began_ms = world.now_ms();
+    assert_eq!(world.failing().await, [LAG_CHECK, LATE_CHECK, DEAD_LETTER_CHECK]);
+    assert!(world.now_ms() - began_ms < MINUTE / 2, "the next look does not wait for this one");
+    world.log.fail_offsets(0);
+    assert_eq!(world.failing().await, none);
+}
+
 /// A look at a minute of the day of `T0`.
 fn look(minute: i64, epoch: i64, state: RunState) -> Run {
     let at = DateTime::from_timestamp_millis(T0 - 12 * 60 * MINUTE + minute * MINUTE).unwrap();

@@ -89,6 +89,7 @@ struct Inner {
     poll_records: usize,
     polls: u64,
     failing_polls: u32,
+    failing_offsets: u32,
     look_ms: i64,
     commit_ms: i64,
     sessions: bool,
@@ -124,6 +125,10 @@ impl MemoryLog {
     /// Lets the next polls fail.
     pub fn fail_polls(&self, polls: u32) {
         self.lock().failing_polls = polls;
+    }
+    /// Lets the next questions for the offsets of a topic fail, as while its leader changes.
+    pub fn fail_offsets(&self, questions: u32) {
+        self.lock().failing_offsets = questions;
     }
     /// Lets each look at the log take so long, and members that do not poll within their session lose their partitions.
     pub fn slow_down(&self, look_ms: i64) {
@@ -221,7 +226,11 @@ impl EventLog for MemoryLog {
         }
     }
     async fn offsets(&self, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>> {
-        let inner = self.look();
+        let mut inner = self.look();
+        if inner.failing_offsets > 0 {
+            inner.failing_offsets -= 1;
+            return Err(PortError::retryable(format!("offsets of {topic}")).code("NOT_LEADER_OR_FOLLOWER"));
+        }
         let unknown = || PortError::permanent(format!("offsets of {topic}")).code("UNKNOWN_TOPIC_OR_PARTITION");
         let (_, partitions) = inner.topics.get(topic).ok_or_else(unknown)?;
         Ok(partitions.iter().enumerate().map(|(p, s)| (p as i32, (0, s.end))).collect())
