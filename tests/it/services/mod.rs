@@ -1,7 +1,9 @@
 //! Real services for tests: an address from the environment, else a container, else native binaries on loopback, else a
 //! loud skip, which is a failure where `CI=true`.
 
+pub mod alerts;
 pub mod dimension_api;
+pub mod kafka;
 pub mod postgres;
 pub mod registry;
 pub mod s3;

@@ -103,8 +103,8 @@ impl Registry {
         }
     }
 
-    /// A client of the one registry that all tests share; `None`, after a loud skip, when there is none.
-    pub async fn shared() -> Option<HttpRegistry> {
+    /// The base address of the one registry that all tests share; `None`, after a loud skip, when there is none.
+    pub async fn shared_url() -> Option<String> {
         static SHARED: tokio::sync::OnceCell<Option<Registry>> = tokio::sync::OnceCell::const_new();
         let shared = SHARED.get_or_init(|| async {
             match std::env::var("SIMULACRO_REGISTRY") {
@@ -116,6 +116,11 @@ impl Registry {
         if shared.is_none() {
             super::skip("the schema registry", "set SIMULACRO_REGISTRY, or install Java 17 and Maven");
         }
-        shared.map(|registry| client(&registry.url))
+        shared.map(|registry| registry.url.clone())
+    }
+
+    /// A client of it.
+    pub async fn shared() -> Option<HttpRegistry> {
+        Self::shared_url().await.as_deref().map(client)
     }
 }
