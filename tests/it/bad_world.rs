@@ -237,11 +237,15 @@ fn a_truncated_raw_object_is_named_by_a_reader_and_made_anew_by_the_next_run() {
 }
 
 #[test]
-fn a_damaged_manifest_is_named() {
+fn a_damaged_manifest_is_named_and_stays_below_the_next() {
     let (dir, source, data) = published();
-    truncate(&ending(&data, "raw", ".json"));
+    let manifest = ending(&data, "raw", ".json");
+    truncate(&manifest);
+    let damaged = std::fs::read(&manifest).expect("a manifest");
     let run = impatient(dir.path(), &source, &data);
-    has_all(&run, 1, &["_manifest/v000001.json", "found a damaged file"]);
+    has_all(&run, 0, &["_manifest/v000001.json", "found a damaged file"]);
+    assert_eq!(std::fs::read(&manifest).expect("still there"), damaged, "it is evidence");
+    assert!(manifest.with_file_name("v000002.json").exists(), "the day has a manifest that can be read");
 }
 
 #[test]

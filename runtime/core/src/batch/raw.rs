@@ -317,7 +317,10 @@ impl Partition {
     /// goes above it. One of a newer program stays an error.
     async fn newest_whole(&self, objects: &dyn ObjectStore) -> Result<Option<Manifest>> {
         match self.newest_manifest(objects).await {
-            Err(e) if e.code.as_deref() == Some(DAMAGED) => Ok(None),
+            Err(e) if e.code.as_deref() == Some(DAMAGED) => {
+                tracing::warn!(error = %e.chain(), "the next version goes above a manifest that cannot be read");
+                Ok(None)
+            }
             found => found,
         }
     }
