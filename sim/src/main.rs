@@ -35,6 +35,8 @@ use simulacro_sim::{
   simulacro-sim run scenarios/incidents/monday_0300_waiting.toml --seed 7 --history out
   simulacro-sim sweep --seeds 100 --max-wall 300 --out failing
   simulacro-sim sweep --world stream --seeds 200
+  simulacro-sim sweep --world platform --seeds 200 --max-wall 1800
+  simulacro-sim sweep --world platform --seeds 20 --without dedup
   simulacro-sim detection --seeds 100 --out docs/detection.md
   simulacro-sim shrink failing/seed-17.toml
   simulacro-sim explain scenarios/negative/monday_0300_retrying.toml
@@ -42,6 +44,7 @@ use simulacro_sim::{
   simulacro-sim run scenarios --shard 2/8 --max-wall 300 --junit junit.xml
   simulacro-sim capture scenarios/incidents/monday_0300_waiting.toml --out night.capsule
   simulacro-sim replay night.capsule
+  simulacro-sim replay 17 --world platform
   simulacro-sim postmortem night.capsule
 
 Exit codes: 0 holds, 1 violated, 2 usage, 5 non-deterministic, 6 inconclusive"
@@ -103,7 +106,7 @@ enum Command {
     },
     /// Draws scenarios from seeds and runs them; failing ones are shrunk and saved
     Sweep(commands::Sweep),
-    /// Shrinks a failing scenario to the fewest faults, days and runs that still fail
+    /// Shrinks a failing scenario to the fewest faults, the shortest time and the smallest world that still fail
     Shrink {
         /// TOML file
         scenario: PathBuf,
