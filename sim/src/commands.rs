@@ -27,8 +27,8 @@ use simulacro_sim::{
 
 use crate::{Failure, Job, in_parallel, judged, load, show};
 
-/// At most so many candidates are tried while a scenario shrinks.
-const SHRINK_TRIES: usize = 120;
+/// At most so many candidates are tried while a scenario shrinks, unless the command says otherwise.
+pub const SHRINK_TRIES: usize = 120;
 
 /// Of which world scenarios are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -76,6 +76,9 @@ pub struct Sweep {
     /// Without this defence, by its name in scenarios, such as dedup: seeds must fail then, or the sweep would not notice
     #[arg(long)]
     without: Option<String>,
+    /// At most so many candidates are tried while a failing scenario shrinks
+    #[arg(long, default_value_t = SHRINK_TRIES)]
+    tries: usize,
     /// Folder for failing scenarios, as they were drawn and as they were shrunk
     #[arg(long, default_value = "failing")]
     out: PathBuf,
@@ -187,7 +190,7 @@ pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
             println!("seed {seed}: {}, nothing to shrink: {}", judgement.verdict, drawn.display());
             continue;
         }
-        let small = smallest(work.path(), scenario, *seed, judgement)?;
+        let small = smallest(work.path(), scenario, *seed, judgement, sweep.tries)?;
         let shrunk = sweep.out.join(format!("seed-{seed}-shrunk.toml"));
         std::fs::write(&shrunk, small.to_toml()?)?;
         println!("seed {seed}: {} shrunk to {}: {}", scenario.size(), small.size(), shrunk.display());
@@ -217,13 +220,13 @@ pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
 }
 
 /// The smallest scenario found that breaks the same invariants.
-fn smallest(folder: &Path, scenario: &Story, seed: u64, judgement: &Judgement) -> Result<Story, Failure> {
+fn smallest(folder: &Path, scenario: &Story, seed: u64, judgement: &Judgement, most: usize) -> Result<Story, Failure> {
     let wanted = signature(judgement);
     let (mut best, mut tries) = (scenario.clone(), 0);
     'again: loop {
         for candidate in best.smaller() {
             tries += 1;
-            if tries > SHRINK_TRIES {
+            if tries > most {
                 break 'again;
             }
             let (_, judgement, _) = run_or_break(folder, "candidate", &candidate, seed)?;
@@ -241,7 +244,7 @@ fn smallest(folder: &Path, scenario: &Story, seed: u64, judgement: &Judgement) -
 }
 
 /// Shrinks one scenario and says what is left.
-pub fn shrink(path: &Path, seed: Option<u64>, out: Option<&Path>) -> Result<u8, Failure> {
+pub fn shrink(path: &Path, seed: Option<u64>, out: Option<&Path>, most: usize) -> Result<u8, Failure> {
     let scenario = load(path)?;
     let seed = seed.unwrap_or(scenario.seeds()[0]);
     let work = tempfile::tempdir()?;
@@ -250,7 +253,7 @@ pub fn shrink(path: &Path, seed: Option<u64>, out: Option<&Path>) -> Result<u8, 
         let verdict = &judgement.verdict;
         return Err(format!("{} seed {seed}: found verdict {verdict}, expected violated to shrink it", path.display()).into());
     }
-    let small = smallest(work.path(), &scenario, seed, &judgement)?;
+    let small = smallest(work.path(), &scenario, seed, &judgement, most)?;
     let out = out.map_or_else(|| path.with_extension("shrunk.toml"), Path::to_owned);
     std::fs::write(&out, small.to_toml()?)?;
     println!("{} are left of {}: {}", small.size(), scenario.size(), out.display());

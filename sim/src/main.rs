@@ -113,6 +113,9 @@ enum Command {
         /// Instead of the scenario's first seed
         #[arg(long)]
         seed: Option<u64>,
+        /// At most so many candidates are tried
+        #[arg(long, default_value_t = commands::SHRINK_TRIES)]
+        tries: usize,
         /// Where the result goes; beside the scenario without it
         #[arg(long)]
         out: Option<PathBuf>,
@@ -404,7 +407,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             Ok(0)
         }
         Command::Sweep(sweep) => commands::sweep(&sweep),
-        Command::Shrink { scenario, seed, out } => commands::shrink(&scenario, seed, out.as_deref()),
+        Command::Shrink { scenario, seed, tries, out } => commands::shrink(&scenario, seed, out.as_deref(), tries),
         Command::CrashPoints { scenario, seed, jobs, most } => commands::crash_points(&scenario, seed, jobs, most),
         Command::Explain { scenario, seed, all } => commands::explain(&scenario, seed, all),
         Command::Detection(detection) => commands::detection(&detection),
