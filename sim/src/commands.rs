@@ -12,9 +12,9 @@ use simulacro_sim::{
     faults::{CATALOGUE, Fault},
     interpose,
     platform::{
-        PlatformScenario,
         detection::{self, Table},
         faults::{self as platform_faults, Mode},
+        swarm as platform_swarm,
     },
     scenario::Story,
     stream::{
@@ -27,8 +27,8 @@ use simulacro_sim::{
 
 use crate::{Failure, Job, in_parallel, judged, load, show};
 
-/// At most so many candidates are tried while a scenario shrinks.
-const SHRINK_TRIES: usize = 120;
+/// At most so many candidates are tried while a scenario shrinks, unless the command says otherwise.
+pub const SHRINK_TRIES: usize = 120;
 
 /// Of which world scenarios are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -37,7 +37,7 @@ pub enum World {
     Batch,
     /// The streaming job.
     Stream,
-    /// The whole batch platform.
+    /// The whole platform under its orchestrator.
     Platform,
 }
 
@@ -47,7 +47,7 @@ impl World {
         match self {
             Self::Batch => Story::Batch(Box::new(swarm::draw(seed))),
             Self::Stream => Story::Stream(Box::new(stream::swarm::draw(seed))),
-            Self::Platform => Story::Platform(Box::new(PlatformScenario::draw(seed))),
+            Self::Platform => Story::Platform(Box::new(platform_swarm::draw(seed))),
         }
     }
 }
@@ -73,9 +73,23 @@ pub struct Sweep {
     /// Seconds of wall time after which no further seed is begun
     #[arg(long)]
     max_wall: Option<u64>,
+    /// Without this defence, by its name in scenarios, such as dedup: seeds must fail then, or the sweep would not notice
+    #[arg(long)]
+    without: Option<String>,
+    /// At most so many candidates are tried while a failing scenario shrinks
+    #[arg(long, default_value_t = SHRINK_TRIES)]
+    tries: usize,
     /// Folder for failing scenarios, as they were drawn and as they were shrunk
     #[arg(long, default_value = "failing")]
     out: PathBuf,
+}
+
+/// What became of the faults of one kind in all runs.
+#[derive(Default)]
+struct Kind {
+    drawn: u64,
+    struck: u64,
+    hits: u64,
 }
 
 /// Reads `i/n`.
@@ -106,15 +120,29 @@ fn run_drawn(folder: &Path, name: &str, scenario: &Story, seed: u64) -> Result<(
     Ok((job, judgement, wall))
 }
 
+/// The same, where a run that breaks off is a failing one, whatever broke it off: a panic is worth a scenario, too.
+fn run_or_break(folder: &Path, name: &str, scenario: &Story, seed: u64) -> Result<(Job, Judgement, f64), Failure> {
+    let path = folder.join(format!("{name}.toml"));
+    run_drawn(folder, name, scenario, seed).or_else(|error| {
+        let job = Job { scenario: path, seed, history: None, plant: false, twin: false, counterfactual: false };
+        let problems = vec![format!("finishes: {error}")];
+        Ok((job, Judgement { verdict: "violated".into(), problems, ..Judgement::default() }, 0.0))
+    })
+}
+
 /// Draws, runs, shrinks and saves.
 pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
     let began = interpose::real_nanos();
     let (index, shards) = sweep.shard.unwrap_or((1, 1));
     let seeds: Vec<u64> = (sweep.from..sweep.from + sweep.seeds).filter(|s| s % shards == index - 1).collect();
     let work = tempfile::tempdir()?;
-    let (mut held, mut failing, mut skipped) = (0, Vec::new(), 0);
-    let mut struck: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut held, mut untouched, mut failing, mut skipped) = (0, 0, Vec::new(), 0);
+    let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
     let mut totals: BTreeMap<&str, u64> = BTreeMap::new();
+    if let Some(name) = &sweep.without {
+        let mut first = sweep.world.draw(sweep.from);
+        first.weaken(name).and_then(|()| Story::parse(&first.to_toml()?)).map_err(|e| format!("--without {name}: {e}"))?;
+    }
     in_parallel(
         seeds,
         sweep.jobs,
@@ -122,8 +150,9 @@ pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
             if sweep.max_wall.is_some_and(|limit| seconds(began) > limit as f64) {
                 return Ok(None);
             }
-            let scenario = sweep.world.draw(seed);
-            run_drawn(work.path(), &format!("seed-{seed}"), &scenario, seed).map(|ran| Some((scenario, ran)))
+            let mut scenario = sweep.world.draw(seed);
+            sweep.without.iter().try_for_each(|name| scenario.weaken(name))?;
+            run_or_break(work.path(), &format!("seed-{seed}"), &scenario, seed).map(|ran| Some((scenario, ran)))
         },
         |seed, result: Result<_, Failure>| {
             let Some((scenario, (job, judgement, wall))) = result? else {
@@ -133,15 +162,19 @@ pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
             for (text, hits) in scenario.faults(seed)?.iter().zip(&judgement.hits) {
                 let named = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(" = "));
                 let mode = [named("mode"), named("kind")].into_iter().flatten().collect::<Vec<_>>().join(" ");
-                *struck.entry(mode.replace('"', "")).or_default() += hits;
+                let kind = kinds.entry(mode.replace('"', "")).or_default();
+                (kind.drawn, kind.hits) = (kind.drawn + 1, kind.hits + hits);
+                kind.struck += u64::from(*hits > 0);
             }
-            if let Some(figures) = &judgement.stream {
-                for (name, value) in figures.totals() {
-                    *totals.entry(name).or_default() += value;
-                }
+            let of_stream = judgement.stream.iter().flat_map(|figures| figures.totals());
+            let of_platform = judgement.platform.iter().flat_map(|report| report.totals());
+            for (name, value) in of_stream.chain(of_platform) {
+                *totals.entry(name).or_default() += value;
             }
+            // Faults that nothing met, because others kept the pipeline from its way: that a story holds then says little.
+            let is_untouched = !judgement.hits.is_empty() && judgement.hits.iter().all(|hits| *hits == 0);
             if judgement.verdict == "holds" {
-                held += 1;
+                (held, untouched) = (held + 1, untouched + u64::from(is_untouched));
             } else {
                 show(&job, &scenario, &judgement, wall);
                 failing.push((seed, scenario, judgement));
@@ -155,14 +188,18 @@ pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
     for (seed, scenario, judgement) in &failing {
         let drawn = sweep.out.join(format!("seed-{seed}.toml"));
         std::fs::write(&drawn, scenario.to_toml()?)?;
-        let small = smallest(work.path(), scenario, *seed, judgement)?;
+        if judgement.verdict != "violated" {
+            println!("seed {seed}: {}, nothing to shrink: {}", judgement.verdict, drawn.display());
+            continue;
+        }
+        let small = smallest(work.path(), scenario, *seed, judgement, sweep.tries)?;
         let shrunk = sweep.out.join(format!("seed-{seed}-shrunk.toml"));
         std::fs::write(&shrunk, small.to_toml()?)?;
         println!("seed {seed}: {} shrunk to {}: {}", scenario.size(), small.size(), shrunk.display());
     }
-    println!("faults that struck:");
-    for (mode, hits) in &struck {
-        println!("  {mode:<28} {hits:>6}");
+    println!("faults, how often they struck, and how many of them did:");
+    for (mode, Kind { drawn, struck, hits }) in &kinds {
+        println!("  {mode:<28} {hits:>6}  {struck:>4} of {drawn}");
     }
     if !totals.is_empty() {
         println!("in all runs:");
@@ -173,21 +210,31 @@ pub fn sweep(sweep: &Sweep) -> Result<u8, Failure> {
     if skipped > 0 {
         println!("{skipped} seeds were not begun within {} s", sweep.max_wall.unwrap_or(0));
     }
+    if untouched > 0 {
+        println!("{untouched} of the seeds that hold met none of their faults, and prove nothing");
+    }
     println!("{held} seeds hold, {} fail, in {:.0} s of wall time", failing.len(), seconds(began));
-    Ok(u8::from(!failing.is_empty()))
+    let is_violated = failing.iter().any(|(_, _, judgement)| judgement.verdict == "violated");
+    Ok(if is_violated {
+        1
+    } else if failing.is_empty() {
+        0
+    } else {
+        6
+    })
 }
 
 /// The smallest scenario found that breaks the same invariants.
-fn smallest(folder: &Path, scenario: &Story, seed: u64, judgement: &Judgement) -> Result<Story, Failure> {
+fn smallest(folder: &Path, scenario: &Story, seed: u64, judgement: &Judgement, most: usize) -> Result<Story, Failure> {
     let wanted = signature(judgement);
     let (mut best, mut tries) = (scenario.clone(), 0);
     'again: loop {
         for candidate in best.smaller() {
             tries += 1;
-            if tries > SHRINK_TRIES {
+            if tries > most {
                 break 'again;
             }
-            let (_, judgement, _) = run_drawn(folder, "candidate", &candidate, seed)?;
+            let (_, judgement, _) = run_or_break(folder, "candidate", &candidate, seed)?;
             if judgement.verdict == "violated" && signature(&judgement) == wanted {
                 best = candidate;
                 continue 'again;
@@ -202,15 +249,16 @@ fn smallest(folder: &Path, scenario: &Story, seed: u64, judgement: &Judgement) -
 }
 
 /// Shrinks one scenario and says what is left.
-pub fn shrink(path: &Path, seed: Option<u64>, out: Option<&Path>) -> Result<u8, Failure> {
+pub fn shrink(path: &Path, seed: Option<u64>, out: Option<&Path>, most: usize) -> Result<u8, Failure> {
     let scenario = load(path)?;
     let seed = seed.unwrap_or(scenario.seeds()[0]);
     let work = tempfile::tempdir()?;
-    let (_, judgement, _) = run_drawn(work.path(), "first", &scenario, seed)?;
-    if judgement.verdict == "holds" {
-        return Err(format!("{} seed {seed} holds; there is nothing to shrink", path.display()).into());
+    let (_, judgement, _) = run_or_break(work.path(), "first", &scenario, seed)?;
+    if judgement.verdict != "violated" {
+        let verdict = &judgement.verdict;
+        return Err(format!("{} seed {seed}: found verdict {verdict}, expected violated to shrink it", path.display()).into());
     }
-    let small = smallest(work.path(), &scenario, seed, &judgement)?;
+    let small = smallest(work.path(), &scenario, seed, &judgement, most)?;
     let out = out.map_or_else(|| path.with_extension("shrunk.toml"), Path::to_owned);
     std::fs::write(&out, small.to_toml()?)?;
     println!("{} are left of {}: {}", small.size(), scenario.size(), out.display());

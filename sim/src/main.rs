@@ -35,6 +35,8 @@ use simulacro_sim::{
   simulacro-sim run scenarios/incidents/monday_0300_waiting.toml --seed 7 --history out
   simulacro-sim sweep --seeds 100 --max-wall 300 --out failing
   simulacro-sim sweep --world stream --seeds 200
+  simulacro-sim sweep --world platform --seeds 200 --max-wall 1800
+  simulacro-sim sweep --world platform --seeds 20 --without dedup
   simulacro-sim detection --seeds 100 --out docs/detection.md
   simulacro-sim shrink failing/seed-17.toml
   simulacro-sim explain scenarios/negative/monday_0300_retrying.toml
@@ -42,6 +44,7 @@ use simulacro_sim::{
   simulacro-sim run scenarios --shard 2/8 --max-wall 300 --junit junit.xml
   simulacro-sim capture scenarios/incidents/monday_0300_waiting.toml --out night.capsule
   simulacro-sim replay night.capsule
+  simulacro-sim replay 17 --world platform
   simulacro-sim postmortem night.capsule
 
 Exit codes: 0 holds, 1 violated, 2 usage, 5 non-deterministic, 6 inconclusive"
@@ -103,13 +106,16 @@ enum Command {
     },
     /// Draws scenarios from seeds and runs them; failing ones are shrunk and saved
     Sweep(commands::Sweep),
-    /// Shrinks a failing scenario to the fewest faults, days and runs that still fail
+    /// Shrinks a failing scenario to the fewest faults, the shortest time and the smallest world that still fail
     Shrink {
         /// TOML file
         scenario: PathBuf,
         /// Instead of the scenario's first seed
         #[arg(long)]
         seed: Option<u64>,
+        /// At most so many candidates are tried
+        #[arg(long, default_value_t = commands::SHRINK_TRIES)]
+        tries: usize,
         /// Where the result goes; beside the scenario without it
         #[arg(long)]
         out: Option<PathBuf>,
@@ -401,7 +407,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
             Ok(0)
         }
         Command::Sweep(sweep) => commands::sweep(&sweep),
-        Command::Shrink { scenario, seed, out } => commands::shrink(&scenario, seed, out.as_deref()),
+        Command::Shrink { scenario, seed, tries, out } => commands::shrink(&scenario, seed, out.as_deref(), tries),
         Command::CrashPoints { scenario, seed, jobs, most } => commands::crash_points(&scenario, seed, jobs, most),
         Command::Explain { scenario, seed, all } => commands::explain(&scenario, seed, all),
         Command::Detection(detection) => commands::detection(&detection),

@@ -10,8 +10,8 @@ use simulacro_core::platform::Config;
 use crate::{
     defence::Defence,
     faults::Fault,
-    platform::PlatformScenario,
-    stream::{StreamScenario, swarm as stream_swarm},
+    platform::{PlatformScenario, swarm as platform_swarm},
+    stream::{StreamScenario, sabotage::Sabotage, swarm as stream_swarm},
     swarm,
 };
 
@@ -349,23 +349,44 @@ impl Story {
             Self::Platform(story) => Self::Platform(Box::new(story.twin(seed))),
         }
     }
-    /// The same story with the defence on that it switches off; `None` when it switches none off. That of the stream must hold.
+    /// The same story with the defence on that it switches off; `None` when it switches none off. Those of the stream and of the
+    /// platform must hold.
     /// That of the batch ends otherwise than the story tells, with a day held or an alert raised; what the story breaks must not
     /// be broken there. Where a value of the configuration is what is off, what is right instead is not in the story.
     pub fn defended(&self) -> Option<Self> {
         match self {
-            Self::Platform(_) => None,
+            Self::Platform(story) => story.defended().map(|story| Self::Platform(Box::new(story))),
             Self::Batch(scenario) if scenario.without.is_empty() || scenario.expect.verdict != Verdict::Caught => None,
             Self::Batch(scenario) => Some(Self::Batch(Box::new(Scenario { without: BTreeSet::new(), ..(**scenario).clone() }))),
             Self::Stream(story) => story.defended().map(|story| Self::Stream(Box::new(story))),
         }
+    }
+    /// Switches a defence off, by its name in scenarios. A platform story without a stream stays whole when the defence is one
+    /// of the stream.
+    ///
+    /// # Errors
+    /// What is known by that name, and what could be.
+    pub fn weaken(&mut self, name: &str) -> Result<(), String> {
+        let of = |kind: &str, error: serde_json::Error| format!("a defence of the {kind}: {error}");
+        let defence = serde_json::from_value::<Defence>(name.into()).map_err(|e| of("batch", e));
+        let sabotage = serde_json::from_value::<Sabotage>(name.into()).map_err(|e| of("stream", e));
+        match self {
+            Self::Batch(scenario) => drop(scenario.without.insert(defence?)),
+            Self::Stream(story) => story.sabotage = Some(sabotage?),
+            Self::Platform(story) => match (defence, sabotage) {
+                (Ok(defence), _) => drop(story.without.insert(defence)),
+                (Err(_), Ok(sabotage)) => story.sabotage = story.stream.is_some().then_some(sabotage),
+                (Err(batch), Err(stream)) => return Err(format!("{batch}; {stream}")),
+            },
+        }
+        Ok(())
     }
     /// Smaller stories, the greatest step first.
     pub fn smaller(&self) -> Vec<Self> {
         match self {
             Self::Batch(scenario) => swarm::smaller(scenario).into_iter().map(|s| Self::Batch(Box::new(s))).collect(),
             Self::Stream(story) => stream_swarm::smaller(story).into_iter().map(|s| Self::Stream(Box::new(s))).collect(),
-            Self::Platform(story) => story.smaller().into_iter().map(|s| Self::Platform(Box::new(s))).collect(),
+            Self::Platform(story) => platform_swarm::smaller(story).into_iter().map(|s| Self::Platform(Box::new(s))).collect(),
         }
     }
     /// Its size, for people.
@@ -377,7 +398,11 @@ impl Story {
             Self::Stream(story) => {
                 format!("{} faults, {} workers and {} s", story.fault.len(), story.workers, story.workload.duration_s)
             }
-            Self::Platform(story) => format!("{} faults and {} days", story.fault.len(), story.days),
+            Self::Platform(story) => {
+                let (days, sales) = (story.days, story.shop.sales_per_day);
+                let events = story.stream.as_ref().map_or(String::new(), |s| format!(" and {} events", s.events_per_day));
+                format!("{} faults, {days} days of {sales} sales{events}", story.fault.len())
+            }
         }
     }
 }

@@ -341,6 +341,14 @@ impl World {
         runs.iter().map(|r| format!("{} {} {}", r.fecha.format("%d"), r.epoch, r.state.as_str())).collect()
     }
 
+    /// A person has a day made.
+    async fn succeeds_by_hand(&self, asset: &str, fecha: NaiveDate) {
+        let ledger: &dyn RunLedger = &self.ledger;
+        let mut run = ledger.begin(asset, fecha, "a mano", 0, self.env.now()).await.expect("nobody runs it");
+        (run.state, run.finished_at) = (RunState::Succeeded, Some(self.env.now()));
+        ledger.finish(&run).await.expect("the run ends");
+    }
+
     fn metric(&self, name: &str) -> f64 {
         self.metrics.values.lock().expect("metrics").get(name).copied().unwrap_or(0.0)
     }
@@ -418,10 +426,7 @@ async fn a_run_by_hand_ends_the_incident_of_its_day() {
     assert_eq!(world.runs("diario").await, ["17 1 failed", "17 2 failed", "17 3 failed", "17 4 failed"]);
     let open = world.pager.calls();
     assert!(open.iter().any(|c| c.ends_with("P1 run_failed:diario:2024-03-17")), "{open:?}");
-    let ledger: &dyn RunLedger = &world.ledger;
-    let mut run = ledger.begin("diario", day(17), "a mano", 0, world.env.now()).await.expect("nobody runs it");
-    (run.state, run.finished_at) = (RunState::Succeeded, Some(world.env.now()));
-    ledger.finish(&run).await.expect("the run ends");
+    world.succeeds_by_hand("diario", day(17)).await;
     world.until(march(18, "12:05")).await;
     let ended: Vec<String> = world.pager.calls().into_iter().filter(|c| c.contains("resolve")).collect();
     assert_eq!(ended, ["18 12:00 resolve run_failed:diario:2024-03-17", "18 12:00 resolve sla_missed:diario:2024-03-17"]);
@@ -626,6 +631,26 @@ async fn a_breaker_that_stays_open_holds_the_day_after_its_trials_with_one_alert
     assert!(text.contains("min_rows_yesterday: found 3 rows") && text.contains("schema_unchanged: found another"), "{text}");
     let raised: Vec<String> = world.pager.calls().into_iter().filter(|c| !c.contains("sla_missed")).collect();
     assert_eq!(raised, ["18 03:00 P1 breaker_open:diario:2024-03-17"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_closes_when_a_person_has_made_the_day_that_it_held() {
+    let world = World::new();
+    let toy = Toy { poor: vec![(march(18, "00:00"), march(18, "05:00"))], ..world.toy("diario") };
+    let _process = world.start("a", vec![(daily("diario"), toy)], vec![]);
+    world.until(march(18, "05:00")).await;
+    assert_eq!(world.runs("diario").await, ["17 1 held"]);
+    let gauge = || world.metric("simulacro_breaker_open{asset=diario}");
+    assert_eq!((world.ledger.facts("breaker").await.expect("facts").len(), gauge()), (1, 1.0));
+    // Another day of his is no reason.
+    world.succeeds_by_hand("diario", day(16)).await;
+    world.until(march(18, "05:05")).await;
+    assert_eq!((world.ledger.facts("breaker").await.expect("facts").len(), gauge()), (1, 1.0));
+    world.succeeds_by_hand("diario", day(17)).await;
+    world.until(march(18, "05:10")).await;
+    let key = "breaker_open:diario:2024-03-17";
+    assert_eq!(world.pager.calls(), [format!("18 03:00 P1 {key}"), format!("18 05:05 resolve {key}")]);
+    assert_eq!((world.ledger.facts("breaker").await.expect("facts"), gauge()), (vec![], 0.0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -149,6 +149,18 @@ fn alerts(evidence: &Evidence<'_>) -> Vec<Broken> {
     broken
 }
 
+/// Of the modes that the story names somebody was told whenever they struck, by an alert that they explain.
+fn told(evidence: &Evidence<'_>) -> Vec<Broken> {
+    let wanted = |fault: &&Struck| evidence.story.expect.told.contains(&fault.mode);
+    let untold = |fault: &&Struck| !matches!(fault.outcome, Outcome::Unseen | Outcome::Alerted);
+    let faults = evidence.report.faults.iter().filter(wanted).filter(untold);
+    let broken = faults.map(|fault| {
+        let (name, kinds) = (fault.entry().name, fault.entry().alerts.join(", "));
+        format!("{name} of {}: seen {:?}, expected one of {kinds}", fault.from, fault.first_hit)
+    });
+    broken.map(|text| ("told", text)).collect()
+}
+
 /// What was open is closed at the end, but for news.
 fn incidents_closed(evidence: &Evidence<'_>) -> Vec<Broken> {
     let open = evidence.open.iter().filter(|key| !key.starts_with("schedule_missed"));
@@ -211,7 +223,7 @@ fn few_logins(evidence: &Evidence<'_>) -> Vec<Broken> {
 /// All judges, in order of the invariants' names.
 pub fn judge(evidence: &Evidence<'_>) -> Vec<Broken> {
     let judges =
-        [alerts, breakers_closed, few_logins, incidents_closed, models_made, money_exact, row_fate, sla, slos, staleness];
+        [alerts, breakers_closed, few_logins, incidents_closed, models_made, money_exact, row_fate, sla, slos, staleness, told];
     let mut broken: Vec<Broken> = judges.iter().flat_map(|judge| judge(evidence)).collect();
     broken.extend(evidence.stream.into_iter().flat_map(|stream| stream_judges::judge(evidence.story, stream)));
     broken.sort();

@@ -25,6 +25,7 @@ pub mod services;
 pub mod shop;
 pub mod stream;
 pub mod stream_judges;
+pub mod swarm;
 pub mod world;
 
 pub use report::Report;

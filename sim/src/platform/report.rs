@@ -181,6 +181,21 @@ pub struct Report {
 }
 
 impl Report {
+    /// Figures that can be added up over runs.
+    pub fn totals(&self) -> Vec<(&'static str, u64)> {
+        let count = |outcome: Outcome| self.faults.iter().filter(|f| f.outcome == outcome).count() as u64;
+        vec![
+            ("days", self.days),
+            ("days in time", self.in_time),
+            ("days by the operator", self.backfilled.len() as u64),
+            ("faults absorbed", count(Outcome::Absorbed)),
+            ("faults alerted", count(Outcome::Alerted)),
+            ("faults missed", count(Outcome::Missed)),
+            ("faults unseen", count(Outcome::Unseen)),
+            ("events", self.stream.as_ref().map_or(0, |stream| stream.events)),
+        ]
+    }
+
     /// For a person, in a few lines.
     pub fn lines(&self) -> Vec<String> {
         let count = |outcome: Outcome| self.faults.iter().filter(|f| f.outcome == outcome).count();

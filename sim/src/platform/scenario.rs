@@ -1,6 +1,6 @@
 //! A story of the whole platform as strict TOML: `kind = "platform"`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -10,12 +10,20 @@ use super::{
     faults::{Fault, Mode, drawn},
     shop::ShopSize,
 };
-use crate::scenario::{Tier, Verdict};
+use crate::{
+    defence::Defence,
+    scenario::{Tier, Verdict},
+    stream::sabotage::Sabotage,
+};
 
 /// Longest story, in days: three years.
 pub const DAYS_MAX: u64 = 3 * 366;
 /// When the daily batch is due to begin, in UTC. It is the asset's own schedule; stories that change it are no stories here.
 pub const RUN_AT: NaiveTime = NaiveTime::from_hms_opt(3, 0, 0).expect("a time of day");
+
+/// Defences of the batch that something in this world needs: what the others are against does not come here.
+pub const DEFENCES: [Defence; 5] =
+    [Defence::Contract, Defence::Dedup, Defence::IdempotentWrites, Defence::FailFast, Defence::Staleness];
 
 /// What kind of story a file tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +93,9 @@ pub struct PlatformExpect {
     /// Objectives that must be met over the whole story.
     #[serde(default)]
     pub slos_met: Vec<String>,
+    /// Modes of which somebody must be told whenever they strike. Of others it depends on what they did.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub told: BTreeSet<Mode>,
     /// Each named fault, and of the drawn ones each mode, must strike at least so often.
     pub fired_min: u64,
     /// Whether what is published must equal that of the same story without its faults.
@@ -115,6 +126,12 @@ pub struct PlatformScenario {
     pub drawn: Drawn,
     /// Hours after the last day is due at which everything must be healed.
     pub patience_h: u64,
+    /// Defences of the batch that the platform does without.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub without: BTreeSet<Defence>,
+    /// The defence of the stream that is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sabotage: Option<Sabotage>,
     /// The shop.
     pub shop: ShopSize,
     /// The stream; without it there is none.
@@ -144,7 +161,11 @@ impl PlatformScenario {
         Ok(scenario)
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// Whether it can be told.
+    ///
+    /// # Errors
+    /// The place, what stands there and what could.
+    pub fn check(&self) -> Result<(), String> {
         let within = |name: &str, value: u64, low: u64, high: u64| {
             if (low..=high).contains(&value) { Ok(()) } else { Err(format!("{name}: found {value}, expected {low} to {high}")) }
         };
@@ -166,6 +187,16 @@ impl PlatformScenario {
             within("stream.sink_every_s", stream.sink_every_s, 1, 6 * 86_400)?;
             // A day is reconciled in the morning after it, and once more in the next.
             within("stream.retention_h", stream.retention_h, 56, 24 * 30)?;
+        }
+        if let Some(found) = self.without.iter().find(|defence| !DEFENCES.contains(defence)) {
+            return Err(format!("without: found {found:?}, expected one of {DEFENCES:?}"));
+        }
+        if let (Some(found), None) = (self.sabotage, &self.stream) {
+            return Err(format!("sabotage: found {found:?} in a story without [stream]"));
+        }
+        let is_there = |mode: &&Mode| self.drawn == Drawn::Catalogued || self.fault.iter().any(|f| f.mode == **mode);
+        if let Some(found) = self.expect.told.iter().find(|mode| !is_there(mode)) {
+            return Err(format!("expect.told: found {}, expected a mode of the story's faults", found.entry().name));
         }
         self.orchestrator.check().map_err(|e| e.to_string())?;
         for (n, fault) in self.fault.iter().enumerate() {
@@ -246,29 +277,18 @@ impl PlatformScenario {
     /// The same story without its faults, but for a hot key, which is what the shop sold.
     pub fn twin(&self, seed: u64) -> Self {
         let fault = self.faults(seed).into_iter().filter(|f| f.mode == Mode::HotKey).collect();
-        let expect = PlatformExpect { fired_min: 0, slos_met: Vec::new(), ..self.expect.clone() };
+        let expect = PlatformExpect { fired_min: 0, slos_met: Vec::new(), told: BTreeSet::new(), ..self.expect.clone() };
         Self { fault, drawn: Drawn::None, expect, ..self.clone() }
     }
 
-    /// Smaller stories, the greatest step first. Drawn faults belong to the seed and stay.
-    pub fn smaller(&self) -> Vec<Self> {
-        let mut out = Vec::new();
-        if self.days > 2 {
-            let shorter = Self { days: self.days / 2, ..self.clone() };
-            if shorter.check().is_ok() {
-                out.push(shorter);
-            }
+    /// The same story with all defences on, which must hold; `None` when none is off, or when it need not be caught.
+    pub fn defended(&self) -> Option<Self> {
+        let is_whole = self.without.is_empty() && self.sabotage.is_none();
+        if is_whole || self.expect.verdict == Verdict::Holds {
+            return None;
         }
-        for n in 0..self.fault.len() {
-            let mut fewer = self.clone();
-            fewer.fault.remove(n);
-            out.push(fewer);
-        }
-        if self.shop.sales_per_day > 20 {
-            let shop = ShopSize { sales_per_day: self.shop.sales_per_day / 2, ..self.shop.clone() };
-            out.push(Self { shop, ..self.clone() });
-        }
-        out
+        let expect = PlatformExpect { verdict: Verdict::Holds, broken: Vec::new(), ..self.expect.clone() };
+        Some(Self { without: BTreeSet::new(), sabotage: None, expect, ..self.clone() })
     }
 }
 
@@ -288,10 +308,24 @@ mod tests {
         check("tick_s = 60", "tick_s = 91", "stream.tick_s: found 91, expected 1 to 90");
         check("workers = 1", "workers = 0", "stream.workers: found 0, expected 1 to 8");
         check("offset_s = 0", "offset_s = 9", "expected one for clock_skew and producer_clock alone");
+        check("patience_h = 48", "patience_h = 48\nwithout = [\"volume\"]", "without: found Volume, expected one of [Contract, ");
+        check("fired_min", "told = [\"disk_full\"]\nfired_min", "expect.told: found disk_full, expected a mode of the story's");
         let story = PlatformScenario { stream: None, ..PlatformScenario::parse(&text).expect("a story") };
-        let said = PlatformScenario::parse(&story.to_toml().expect("text")).expect_err("no stream");
-        assert_eq!(said, "fault 1: found stream_slow in a story without [stream]");
+        let refused = |story: &PlatformScenario| PlatformScenario::parse(&story.to_toml().expect("text")).expect_err("no stream");
+        assert_eq!(refused(&story), "fault 1: found stream_slow in a story without [stream]");
+        let weakened = PlatformScenario { sabotage: Some(Sabotage::SentTwice), ..story.clone() };
+        assert_eq!(refused(&weakened), "sabotage: found SentTwice in a story without [stream]");
         assert_eq!(story.start() - story.begins(), chrono::TimeDelta::zero());
+    }
+
+    #[test]
+    fn only_a_story_that_must_be_caught_without_a_defence_has_a_defended_twin() {
+        let whole = detection::story(Mode::RowsTwice, 1);
+        let caught = PlatformExpect { verdict: Verdict::Caught, broken: vec!["money_exact".into()], ..whole.expect.clone() };
+        let weakened = PlatformScenario { without: BTreeSet::from([Defence::Dedup]), ..whole.clone() };
+        assert_eq!((whole.defended(), weakened.defended()), (None, None));
+        assert_eq!(PlatformScenario { expect: caught.clone(), ..weakened }.defended(), Some(whole.clone()));
+        assert_eq!(PlatformScenario { expect: caught, ..whole }.defended(), None);
     }
 
     #[test]

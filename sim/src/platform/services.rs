@@ -46,6 +46,8 @@ pub struct Source {
     pub shop: Arc<Shop>,
     /// What its table of sales is declared as.
     pub contract: Arc<Contract>,
+    /// Its client takes no error for one that stays.
+    pub patient: bool,
 }
 
 impl Source {
@@ -56,7 +58,9 @@ impl Source {
         }
         if self.faults.strikes(Mode::PasswordExpired, 1) {
             let text = "password authentication failed for user \"etl\"";
-            return Err(PortError::permanent("connect to postgres:5432").code("28P01").because(text));
+            let what = "connect to postgres:5432";
+            let error = if self.patient { PortError::retryable(what) } else { PortError::permanent(what) };
+            return Err(error.code("28P01").because(text));
         }
         Ok(())
     }
@@ -181,16 +185,18 @@ pub struct ApiLink<T> {
     pub inner: T,
     /// What strikes it.
     pub faults: Arc<Faults>,
+    /// An API that does not answer is taken for one that has nothing new.
+    pub believes: bool,
 }
 
 #[async_trait]
 impl<T: Transport> Transport for ApiLink<T> {
     async fn get(&self, request: &PageRequest, what: &str) -> Result<PageResponse> {
-        let refused = |status, body: &'static str| PageResponse {
-            status,
-            etag: None,
-            retry_after: None,
-            body: Bytes::from_static(body.as_bytes()),
+        let refused = |status, body: &'static str| match &request.if_none_match {
+            Some(etag) if self.believes => {
+                PageResponse { status: 304, etag: Some(etag.clone()), retry_after: None, body: Bytes::new() }
+            }
+            Some(_) | None => PageResponse { status, etag: None, retry_after: None, body: Bytes::from_static(body.as_bytes()) },
         };
         let answer = self.inner.get(request, what).await?;
         if self.faults.strikes(Mode::ApiAway, 1) {

@@ -58,6 +58,7 @@ use crate::{
     broker::SimBroker,
     stream::{
         oracle::{Rules, Running},
+        sabotage::Sabotage,
         wire::{self, Totals, WindowKey},
     },
     world::Failure,
@@ -241,6 +242,10 @@ pub struct Outcome {
 pub struct StreamStage {
     size: StreamSize,
     config: StreamConfig,
+    /// The same with what a sabotage leaves of it, for the job.
+    job: StreamConfig,
+    /// Producers of all workers so far.
+    starts: Arc<AtomicU64>,
     story: PlatformScenario,
     seed: u64,
     clock: Arc<Clock>,
@@ -306,6 +311,8 @@ impl StreamStage {
     ) -> Result<Self, Failure> {
         let config = Self::config(size);
         config.validate()?;
+        let mut job = config.clone();
+        story.sabotage.iter().for_each(|sabotage| sabotage.config(&mut job));
         let retention = Some(Duration::from_secs(size.retention_h * 3_600));
         let clicks = TopicSpec { name: config.topics.clicks.clone(), partitions: size.partitions, retention, compact: false };
         broker.peek(Request::CreateTopic(clicks)).map_err(|refusal| refusal.what)?;
@@ -328,6 +335,8 @@ impl StreamStage {
         Ok(Self {
             size: size.clone(),
             config,
+            job,
+            starts: Arc::default(),
             story: story.clone(),
             seed,
             clock,
@@ -367,7 +376,11 @@ impl StreamStage {
 
     /// The event log of a process.
     pub fn log(&self, role: Role) -> Arc<dyn EventLog> {
-        Arc::new(self.client(role))
+        let log: Arc<dyn EventLog> = Arc::new(self.client(role));
+        match self.story.sabotage {
+            Some(sabotage) if role == Role::Job => sabotage.log(log, &self.job.topics, self.starts.clone()),
+            Some(_) | None => log,
+        }
     }
 
     /// The assets of production that watch the stream, for the orchestrator's platform; `beside` asks the warehouse how far
@@ -386,10 +399,11 @@ impl StreamStage {
         let schedule = Schedule::parse(MONITOR_AT)?;
         let comparison = StreamReconciliation::new(platform.clone(), self.config.clone());
         let comparison = Aside { inner: comparison, by: RECONCILE_ASIDE, clock: self.clock.clone() };
-        Ok(vec![
-            (Asset { schedule, ..assets::ecommerce_streaming_monitor()? }, Arc::new(monitor)),
-            (assets::batch_stream_reconciliation()?, Arc::new(comparison)),
-        ])
+        let mut works: Works = vec![(assets::batch_stream_reconciliation()?, Arc::new(comparison))];
+        if self.story.sabotage != Some(Sabotage::Unwatched) {
+            works.insert(0, (Asset { schedule, ..assets::ecommerce_streaming_monitor()? }, Arc::new(monitor)));
+        }
+        Ok(works)
     }
 
     /// Lives until it is dropped.
@@ -485,7 +499,7 @@ impl StreamStage {
                 }
             };
             let life = async {
-                let mut job = platform.stream_worker(&self.config, &member).await?;
+                let mut job = platform.stream_worker(&self.job, &member).await?;
                 job.run(|| false).await
             };
             let ended: Option<Result<(), PortError>> =

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -54,7 +54,9 @@ use super::{
 };
 use crate::{
     broker::SimBroker,
+    defence::Defence,
     dimension_api::{DirectLink, Service, lock},
+    faults::deploy::{AlteredLakehouse, Edit, Edits},
     host::Host,
     interpose,
     ledger::SimLedger,
@@ -155,6 +157,8 @@ struct World {
     stream: Option<Arc<StreamStage>>,
     history: Arc<Kept>,
     metrics: Arc<SimMetrics>,
+    /// Appends in place of overwrites, of all processes.
+    appends: Arc<AtomicU64>,
 }
 
 /// A process that has connected to everything.
@@ -188,7 +192,7 @@ impl World {
         let below = Arc::new(RecordedStore { inner: Arc::new(below), recorder: recorder.clone() });
         let lakehouse = Arc::new(DeltaLakehouse::new(below));
         let warehouse: Arc<dyn Warehouse> = Arc::new(DeltaWarehouse::new(lakehouse.clone()));
-        let lakehouse: Arc<dyn Lakehouse> = lakehouse;
+        let lakehouse = self.weakened(lakehouse, &env);
         let objects = StoreLink {
             inner: PortStore::new(self.store.clone()),
             faults: faults.clone(),
@@ -200,6 +204,7 @@ impl World {
             faults: self.faults.clone(),
             shop: self.shop.clone(),
             contract: self.contract.clone(),
+            patient: self.story.without.contains(&Defence::FailFast),
         });
         let link = DirectLink {
             service: self.api.clone(),
@@ -208,7 +213,8 @@ impl World {
             timeout: Duration::from_secs(30),
             token: None,
         };
-        let link = ApiLink { inner: link, faults: self.faults.clone() };
+        let believes = self.story.without.contains(&Defence::Staleness);
+        let link = ApiLink { inner: link, faults: self.faults.clone(), believes };
         let api: Arc<dyn DimensionApi> = Arc::new(PagedApi::new(link, ["productos".to_owned()], PageLimits::STANDARD));
         let dimensions =
             FromTables { tables: tables.clone(), names: vec!["clientes".into()], rest: api, rows_max: CUSTOMERS_MAX };
@@ -234,9 +240,20 @@ impl World {
             alert_after_s: 60,
             startup_s: 0,
         };
-        let platform =
-            Platform::new(config, (*self.contract).clone(), ports).with_models(&shipped()?.select(&self.story.models)?)?;
+        let mut contract = (*self.contract).clone();
+        self.story.without.iter().for_each(|defence| defence.contract(&mut contract));
+        let platform = Platform::new(config, contract, ports).with_models(&shipped()?.select(&self.story.models)?)?;
         Ok(Process { platform: Arc::new(platform), recorder })
+    }
+
+    /// The lakehouse without the defences that are off.
+    fn weakened(&self, inner: Arc<dyn Lakehouse>, env: &Arc<dyn Env>) -> Arc<dyn Lakehouse> {
+        let edits: Vec<Edit> = self.story.without.iter().filter_map(|defence| defence.edit()).collect();
+        let appends = self.story.without.contains(&Defence::IdempotentWrites).then(|| self.appends.clone());
+        if edits.is_empty() && appends.is_none() {
+            return inner;
+        }
+        Arc::new(AlteredLakehouse { inner, env: env.clone(), edits: Arc::new(Edits::new(edits)), appends })
     }
 
     /// The orchestrator of production on a process of this name.
@@ -413,22 +430,30 @@ fn by_region(mart: &Mart) -> BTreeMap<(NaiveDate, String), (i64, i64, i64, i64)>
     out
 }
 
-async fn look(platform: &Platform) -> Result<Ending, PortError> {
+/// Hashes are over days up to `last`: a story that is healed late has days behind it that one without its faults has not.
+async fn look(platform: &Platform, last: NaiveDate) -> Result<Ending, PortError> {
     let mut ending = Ending::default();
     let Ports { lakehouse, warehouse, .. } = &platform.ports;
     let digest = |value: &dyn std::fmt::Debug| hex(&Sha256::digest(format!("{value:?}")));
+    let told = |mart: &Mart| {
+        let mut sums = by_region(mart);
+        sums.retain(|(fecha, _), _| *fecha <= last);
+        digest(&sums)
+    };
     if lakehouse.exists(MART).await? {
         let query = Query { sql: format!("{COLUMNS} t"), inputs: vec![("t".into(), Input::Delta(MART.into()))] };
         ending.mart = lines(&lakehouse.query(&query).await?)?;
-        ending.hashes.insert(format!("{MART} by region"), digest(&by_region(&ending.mart)));
+        ending.hashes.insert(format!("{MART} by region"), told(&ending.mart));
         ending.warehouse = lines(&warehouse.query(&format!("{COLUMNS} {WAREHOUSE}"), &[WAREHOUSE]).await?)?;
-        ending.hashes.insert(format!("{WAREHOUSE} by region"), digest(&by_region(&ending.warehouse)));
+        ending.hashes.insert(format!("{WAREHOUSE} by region"), told(&ending.warehouse));
     }
     if lakehouse.exists(STAGING).await? {
-        let sql = "SELECT CAST(dia AS VARCHAR), CAST(n AS VARCHAR), CAST(pedidos AS VARCHAR), CAST(neto AS VARCHAR) FROM \
-                   (SELECT fecha AS dia, count(*) AS n, count(DISTINCT order_id) AS pedidos, sum(monto_neto) AS neto \
-                   FROM t GROUP BY fecha) AS d";
-        let query = Query { sql: sql.into(), inputs: vec![("t".into(), Input::Delta(STAGING.into()))] };
+        let sql = format!(
+            "SELECT CAST(dia AS VARCHAR), CAST(n AS VARCHAR), CAST(pedidos AS VARCHAR), CAST(neto AS VARCHAR) FROM \
+             (SELECT fecha AS dia, count(*) AS n, count(DISTINCT order_id) AS pedidos, sum(monto_neto) AS neto \
+             FROM t WHERE fecha <= DATE '{last}' GROUP BY fecha) AS d"
+        );
+        let query = Query { sql, inputs: vec![("t".into(), Input::Delta(STAGING.into()))] };
         let mut days = BTreeSet::new();
         for batch in lakehouse.query(&query).await? {
             let columns = (0..4).map(|column| strings(&batch, column)).collect::<Result<Vec<_>, _>>()?;
@@ -509,6 +534,7 @@ async fn live(story: PlatformScenario, seed: u64, plant: bool) -> Result<(Judgem
         registry,
         stream,
         metrics: Arc::default(),
+        appends: Arc::default(),
         clock,
         faults,
         story,
@@ -556,7 +582,7 @@ async fn judgement(
     let end = world.clock.now();
     let samples = samples(ledger, story, end).await.map_err(|e| e.chain())?;
     let slos = objectives(story, &samples, end)?;
-    let Ending { mart, warehouse, hashes } = look(platform).await.map_err(|e| e.chain())?;
+    let Ending { mart, warehouse, hashes } = look(platform, story.last()).await.map_err(|e| e.chain())?;
     let runs = ledger.runs(PIPELINE).await?;
     let mut others: Vec<Run> = Vec::new();
     for asset in [assets::DIMENSIONS, assets::MAINTENANCE, MONITOR, RECONCILIATION] {
@@ -584,7 +610,8 @@ async fn judgement(
     };
     let mut hashes = hashes;
     if let Some(stream) = &stream {
-        hashes.insert("realtime by region".into(), hex(&Sha256::digest(format!("{:?}", stream.warehouse))));
+        let of_days: BTreeMap<_, _> = stream.warehouse.iter().filter(|((fecha, _), _)| *fecha <= story.last()).collect();
+        hashes.insert("realtime by region".into(), hex(&Sha256::digest(format!("{of_days:?}"))));
     }
     let report = Report {
         days: story.days,

@@ -505,6 +505,21 @@ impl Orchestrator {
         Ok(())
     }
 
+    /// Closes the breaker that the turn of an incident has opened, once a run by hand has succeeded instead. The turn is over,
+    /// so nobody else does before the next one, and until then whoever looks would see a trial that never comes.
+    async fn close_breaker(&self, leading: &Leading, about: &About<'_>) -> Result<()> {
+        let Some(asset) = self.plan.asset(about.asset) else { return Ok(()) };
+        let facts = self.patiently(|| self.ports.ledger.facts(breaker::TOPIC)).await?;
+        match Breaker::recall(&facts, &asset.name) {
+            Breaker::Open { scheduled, .. } | Breaker::HalfOpen { scheduled, .. }
+                if about.fecha.is_none_or(|fecha| asset.slot(scheduled).fecha == fecha) =>
+            {
+                self.keep_breaker(leading, asset, &Breaker::Closed).await
+            }
+            Breaker::Open { .. } | Breaker::HalfOpen { .. } | Breaker::Closed => Ok(()),
+        }
+    }
+
     /// Looks at each turn at the moment of its SLA, for ever.
     pub(super) async fn watch(&self, leading: &Leading, asset: &Asset, sla_s: u64) -> Result<()> {
         let env = &self.ports.env;
@@ -551,6 +566,9 @@ impl Orchestrator {
                 let from = about.first(entry.since);
                 let runs = self.patiently(|| self.ports.ledger.runs_since(about.asset, from)).await?;
                 if about.is_ended(&entry.ends_from, &runs) {
+                    if about.kind == "breaker_open" {
+                        self.close_breaker(leading, &about).await?;
+                    }
                     leading.outbox.resolve(dedup_key).await?;
                 }
             }
