@@ -97,6 +97,7 @@ struct Toy {
     takes: Duration,
     away: Windows,
     broken: Windows,
+    full: Windows,
     slow: Windows,
     poor: Windows,
 }
@@ -171,6 +172,10 @@ impl Work for Toy {
         if within(&self.broken, self.env.now()) {
             at_work.how = "fails";
             return Err(WorkError::Port(PortError::unknown("write the toy").code("EIO")));
+        }
+        if within(&self.full, self.env.now()) {
+            at_work.how = "finds no room";
+            return Err(WorkError::Port(PortError::retryable("write the toy").because(std::io::Error::from_raw_os_error(28))));
         }
         at_work.how = "ends";
         Ok(json!({ "rows": 1 }))
@@ -312,7 +317,7 @@ impl World {
 
     fn toy(&self, name: &'static str) -> Toy {
         let (env, log, takes) = (self.env.clone(), self.log.clone(), Duration::from_secs(600));
-        Toy { name, env, log, takes, away: vec![], broken: vec![], slow: vec![], poor: vec![] }
+        Toy { name, env, log, takes, away: vec![], broken: vec![], full: vec![], slow: vec![], poor: vec![] }
     }
 
     fn start(&self, name: &str, toys: Vec<(Asset, Toy)>, cut: Windows) -> Process {
@@ -430,6 +435,22 @@ async fn a_run_by_hand_ends_the_incident_of_its_day() {
     world.until(march(18, "12:05")).await;
     let ended: Vec<String> = world.pager.calls().into_iter().filter(|c| c.contains("resolve")).collect();
     assert_eq!(ended, ["18 12:00 resolve run_failed:diario:2024-03-17", "18 12:00 resolve sla_missed:diario:2024-03-17"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_is_told_at_the_first_try_and_the_next_ones_go_on() {
+    let world = World::new();
+    let toy = Toy { full: vec![(march(18, "00:00"), march(18, "03:10"))], ..world.toy("diario") };
+    let _process = world.start("a", vec![(daily("diario"), toy)], vec![]);
+    world.until(march(18, "12:00")).await;
+    let runs = world.runs("diario").await;
+    assert!(runs.len() > 1 && runs[0] == "17 1 failed" && runs[runs.len() - 1].ends_with("succeeded"), "{runs:?}");
+    let key = "run_failed:diario:2024-03-17";
+    let calls = world.pager.calls();
+    assert!(
+        calls.len() == 2 && calls[0] == format!("18 03:01 P1 {key}") && calls[1].ends_with(&format!("resolve {key}")),
+        "{calls:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

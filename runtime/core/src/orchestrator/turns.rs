@@ -78,7 +78,7 @@ enum Failure {
     /// Stopped by a gate.
     Held { text: String, is_told: bool, checks: Vec<String> },
     /// Anything else.
-    Failed { text: String, code: Option<String>, may_pass: bool, is_told: bool },
+    Failed { text: String, code: Option<String>, may_pass: bool, needs_room: bool, is_told: bool },
 }
 
 /// How things stand with the assets that come first.
@@ -339,9 +339,13 @@ impl Orchestrator {
         let mut attempts = Vec::new();
         let result = match floor {
             // So often has no other cause than a process that dies again and again.
-            Ok(_) if tried > asset.retry.retries => {
-                Err(Failure::Failed { text: format!("gave up after {tried} tries"), code: None, may_pass: false, is_told: false })
-            }
+            Ok(_) if tried > asset.retry.retries => Err(Failure::Failed {
+                text: format!("gave up after {tried} tries"),
+                code: None,
+                may_pass: false,
+                needs_room: false,
+                is_told: false,
+            }),
             Ok(_) => self.attempt(leading, asset, work, &Job { slot, run: run.clone() }, began, &mut attempts).await?,
             Err(e) => Err(failed(&e)),
         };
@@ -368,7 +372,7 @@ impl Orchestrator {
                 }
                 Ok(Tried::Over)
             }
-            Err(Failure::Failed { text, code, may_pass, is_told }) => {
+            Err(Failure::Failed { text, code, may_pass, needs_room, is_told }) => {
                 let next = asset.retry.next(tried + 1, began, env.now(), env.random()).filter(|_| may_pass);
                 let report = json!({
                     "error": text, "code": code, "final": next.is_none(), "next_try": next, "questions": questions
@@ -377,6 +381,11 @@ impl Orchestrator {
                 self.end(leading, asset, run, RunState::Failed, report).await?;
                 if let Some(next) = next {
                     warn!(asset = %asset.name, fecha = %slot.fecha, tried = tried + 1, %next, error = %text, "run failed, again later");
+                    if needs_room {
+                        // Nobody makes room who has not been told, and the tries that are left fail like this one.
+                        let summary = format!("{} of {}: {text}; make room, it is tried again at {next}", asset.name, slot.fecha);
+                        self.tell(leading, asset, slot, "run_failed", asset.priority, summary).await?;
+                    }
                     return Ok(Tried::Again);
                 }
                 if !is_told {
@@ -418,7 +427,7 @@ impl Orchestrator {
                 return Err(e);
             }
             let text = format!("the source does not answer: {}", e.chain());
-            return Ok(Err(Failure::Failed { text, code: e.code, may_pass: false, is_told: true }));
+            return Ok(Err(Failure::Failed { text, code: e.code, may_pass: false, needs_room: false, is_told: true }));
         }
         if let Err(failure) = self.pass_breaker(leading, asset, work, job).await? {
             return Ok(Err(failure));
@@ -434,6 +443,7 @@ impl Orchestrator {
                 text: format!("cancelled: no end within {} s", asset.timeout_s),
                 code: Some("TIMEOUT".into()),
                 may_pass: true,
+                needs_room: false,
                 is_told: false,
             }),
         })
@@ -486,7 +496,7 @@ impl Orchestrator {
             if gives_up {
                 let text = format!("the checks before processing fail: {failures}");
                 return Ok(Err(if is_only_away {
-                    Failure::Failed { text, code: Some("BREAKER_OPEN".into()), may_pass: false, is_told: true }
+                    Failure::Failed { text, code: Some("BREAKER_OPEN".into()), may_pass: false, needs_room: false, is_told: true }
                 } else {
                     let checks = checks.iter().flatten().filter(|r| breaker::is_failure(r)).map(|r| r.check.clone()).collect();
                     Failure::Held { text, is_told: true, checks }
@@ -581,6 +591,7 @@ fn failed(error: &PortError) -> Failure {
         text: error.chain(),
         code: error.code.clone(),
         may_pass: error.disposition != Disposition::Permanent,
+        needs_room: error.is_out_of_space(),
         is_told: false,
     }
 }

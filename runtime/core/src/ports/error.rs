@@ -4,6 +4,19 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// What services and systems say when there is no room left: `ENOSPC` and `EDQUOT` by name and by glibc's texts, HTTP's 507,
+/// MinIO's code, PostgreSQL's SQLSTATE `disk_full`, Kafka's error 56.
+const OUT_OF_SPACE: [&str; 7] = [
+    "ENOSPC",
+    "No space left on device",
+    "EDQUOT",
+    "Disk quota exceeded",
+    "507 Insufficient Storage",
+    "XMinioStorageFull",
+    "KAFKA_STORAGE_ERROR",
+];
+const DISK_FULL: &str = "53100";
+
 /// What a caller may do after an error; the adapter decides, because it saw the code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -64,6 +77,11 @@ impl PortError {
         self.source = Some(source.into());
         self
     }
+    /// Whether there is no room left. The same call may do later, but hardly before somebody has made room.
+    pub fn is_out_of_space(&self) -> bool {
+        let chain = self.chain();
+        self.code.as_deref() == Some(DISK_FULL) || OUT_OF_SPACE.iter().any(|said| chain.contains(said))
+    }
     /// The whole chain in one line, for logs and people.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -79,3 +97,18 @@ impl PortError {
 
 /// The result of a port call.
 pub type Result<T, E = PortError> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_room_is_told_from_other_faults_that_may_pass() {
+        let disk = PortError::retryable("write a part").because(std::io::Error::from_raw_os_error(28));
+        let database = PortError::retryable("begin a run").code("53100");
+        let store = PortError::unknown("put a/b").because("server error: 507 Insufficient Storage");
+        assert!([disk, database, store].iter().all(PortError::is_out_of_space));
+        let busy = PortError::retryable("put a/b of 53100 rows").because("503 SlowDown: reduce your request rate");
+        assert!(!busy.is_out_of_space());
+    }
+}
