@@ -1,20 +1,24 @@
 //! How the job stands, read from the log alone: nobody is asked, so it is there when no worker is.
 //!
-//! What it says is what the last transaction of each partition left. Left out: who works, and what is not committed.
+//! What it says is what the last transaction of each partition left: its head, which every transaction writes anew, so that
+//! only the end of a changelog is read, however large the state is. Left out: who works, and what is not committed.
 
 use std::collections::BTreeMap;
 
 use super::{
-    click_task::ClickTask,
+    checkpoint::{self, DamagedRecord, Record},
+    click_task::damaged_changelog,
     config::StreamConfig,
     event::{Counts, Fate},
-    job::read_changelog,
-    merge_task::MergeTask,
 };
 use crate::ports::{
-    Result,
+    PortError, Result,
     event_log::{EventLog, TopicPartition},
 };
+
+/// So many offsets of the end of a changelog are looked through for a head at first. A transaction of a quiet partition has a
+/// handful of records.
+const TAIL: i64 = 64;
 
 /// A partition of clicks or of partials. Times are milliseconds since 1970.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,19 +67,25 @@ impl JobStatus {
         let topics = &config.topics;
         let mut status = Self::default();
         for (partition, bounds) in log.offsets(&topics.clicks).await? {
-            let live = existing(read_changelog(config, log, &topics.changelog, partition).await)?;
-            let task = ClickTask::restore(partition, &live, config)?;
-            let mut of = standing(log, &topics.clicks, partition, bounds, task.as_ref().map(ClickTask::next_offset)).await?;
-            if let Some(task) = task {
-                (of.watermark_ms, of.counts) = (task.watermark(), *task.counts());
+            let head = match existing(newest_head(config, log, &topics.changelog, partition).await)? {
+                Some(Record::ClickHead(head)) => Some(head),
+                Some(_) => return Err(damaged_changelog(&topics.changelog, partition, DamagedRecord::Field("key"))),
+                None => None,
+            };
+            let mut of = standing(log, &topics.clicks, partition, bounds, head.as_ref().map(|head| head.next_offset)).await?;
+            if let Some(head) = head {
+                (of.watermark_ms, of.counts) = (head.watermark.value, head.counts);
             }
             status.clicks.insert(partition, of);
         }
         for (partition, bounds) in existing(log.offsets(&topics.partials).await)? {
-            let live = existing(read_changelog(config, log, &topics.merge_changelog, partition).await)?;
-            let task = MergeTask::restore(partition, &live, config)?;
-            let mut of = standing(log, &topics.partials, partition, bounds, task.as_ref().map(MergeTask::next_offset)).await?;
-            of.watermark_ms = task.and_then(|task| task.closed());
+            let head = match existing(newest_head(config, log, &topics.merge_changelog, partition).await)? {
+                Some(Record::MergeHead(head)) => Some(head),
+                Some(_) => return Err(damaged_changelog(&topics.merge_changelog, partition, DamagedRecord::Field("key"))),
+                None => None,
+            };
+            let mut of = standing(log, &topics.partials, partition, bounds, head.as_ref().map(|head| head.next_offset)).await?;
+            of.watermark_ms = head.and_then(|head| head.closed);
             status.merges.insert(partition, of);
         }
         Ok(status)
@@ -110,6 +120,35 @@ impl JobStatus {
     pub fn records_read(&self) -> u64 {
         self.clicks.values().map(|click| click.counts.read).sum()
     }
+}
+
+/// The newest head of a changelog partition, read from its end in steps that grow; `None` when it has none.
+async fn newest_head(config: &StreamConfig, log: &dyn EventLog, topic: &str, partition: i32) -> Result<Option<Record>> {
+    let at = TopicPartition { topic: topic.to_owned(), partition };
+    let Some(&(oldest, end)) = log.offsets(topic).await?.get(&partition) else {
+        return Err(PortError::permanent(format!("read the end of {topic}-{partition}")).code("UNKNOWN_TOPIC_OR_PARTITION"));
+    };
+    let (mut tail, mut until) = (TAIL, end);
+    while until > oldest {
+        let from = end.saturating_sub(tail).max(oldest);
+        let (mut offset, mut newest) = (from, None);
+        while offset < until {
+            let (records, next) = log.read(&at, offset, config.restore_records).await?;
+            let heads = records.into_iter().filter(|record| record.key.as_ref() == Some(&checkpoint::head_key()));
+            // One without a value ends the state: a reset leaves it.
+            newest = heads.map(|record| record.value.filter(|value| !value.is_empty())).next_back().or(newest);
+            if next <= offset {
+                return Err(PortError::retryable(format!("read {topic}-{partition}: nothing at {offset}, end {end}")));
+            }
+            offset = next;
+        }
+        if let Some(head) = newest {
+            let damaged = |error| damaged_changelog(topic, partition, error);
+            return head.map(|head| checkpoint::decode(&head, config.exact_users_max)).transpose().map_err(damaged);
+        }
+        (tail, until) = (tail.saturating_mul(16), from);
+    }
+    Ok(None)
 }
 
 /// What a topic of the job's own says; nothing when there is none, since the job makes them when it first runs.

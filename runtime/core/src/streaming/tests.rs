@@ -950,6 +950,26 @@ fn a_damaged_changelog_is_an_error_with_its_place() {
 }
 
 #[test]
+fn the_status_is_that_of_the_newest_head_however_far_back_it_is() {
+    run(async {
+        let config = config();
+        let log = worked(&config, &of_an_hour()).await;
+        let status = JobStatus::read(&config, &log).await.unwrap();
+        assert!(status.records_read() > 0 && status.closed_ms().is_some());
+        // What is no head is not even decoded.
+        for n in 0..1_500 {
+            log.append(&config.topics.changelog, 0, &format!("\u{3}{n}"), Some(Bytes::from_static(b"no record")), T0);
+        }
+        assert_eq!(JobStatus::read(&config, &log).await.unwrap(), status);
+        log.append(&config.topics.changelog, 0, "\0", Some(Bytes::from_static(b"S\x01\x01nonsense")), T0);
+        let error = JobStatus::read(&config, &log).await.unwrap_err();
+        assert_eq!(error.code.as_deref(), Some("CHANGELOG_DAMAGED"));
+        log.append(&config.topics.changelog, 0, "\0", None, T0);
+        assert_eq!(JobStatus::read(&config, &log).await.unwrap().clicks[&0].counts.read, 0);
+    });
+}
+
+#[test]
 fn a_partition_far_ahead_waits_for_the_others() {
     run(async {
         let config = StreamConfig { ahead_max: Duration::from_secs(600), ..config() };
