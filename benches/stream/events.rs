@@ -144,10 +144,13 @@ pub fn summary(rows: &[MetricRow]) -> Summary {
     sums
 }
 
+/// Kind, start in milliseconds, region and page.
+type Window = (WindowKind, i64, String, String);
+
 /// The same, computed in the slowest and plainest way.
 #[derive(Debug, Default)]
 pub struct Oracle {
-    cells: HashMap<(WindowKind, i64, String, String), (Sums, HashSet<String>)>,
+    cells: HashMap<Window, (Sums, HashSet<String>)>,
 }
 
 impl Oracle {

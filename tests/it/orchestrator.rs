@@ -440,7 +440,8 @@ async fn a_run_by_hand_ends_the_incident_of_its_day() {
 #[tokio::test(start_paused = true)]
 async fn a_full_disk_is_told_at_the_first_try_and_the_next_ones_go_on() {
     let world = World::new();
-    let toy = Toy { full: vec![(march(18, "00:00"), march(18, "03:10"))], ..world.toy("diario") };
+    let full = vec![(march(18, "00:00"), march(18, "03:03"))];
+    let toy = Toy { takes: Duration::from_secs(60), full, ..world.toy("diario") };
     let _process = world.start("a", vec![(daily("diario"), toy)], vec![]);
     world.until(march(18, "12:00")).await;
     let runs = world.runs("diario").await;

@@ -352,7 +352,7 @@ mod tests {
             let (mut prints, mut plain) = (Prints::default(), std::collections::BTreeSet::new());
             for (step, low, high) in steps {
                 // Own places are spread over the table, with some fingerprints for each.
-                let print = (high << 100) | (low % 8 << 61) | (low * 97 + 1);
+                let print = (high << 100) | ((low % 8) << 61) | (low * 97 + 1);
                 match step {
                     0 => { prints.remove(print); plain.remove(&print); }
                     1 | 2 => prop_assert_eq!(prints.insert(print), plain.insert(print)),
