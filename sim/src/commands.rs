@@ -479,7 +479,8 @@ pub fn detection(detection: &Detection) -> Result<u8, Failure> {
         },
     )?;
     let chosen = detection.mode.map_or(String::new(), |mode| format!(" --mode {}", mode.entry().name));
-    let command = format!("simulacro-sim detection --seeds {}{chosen} --out docs/detection.md", detection.seeds);
+    let limit = detection.max_wall.map_or(String::new(), |limit| format!(" --max-wall {limit}"));
+    let command = format!("simulacro-sim detection --seeds {}{chosen}{limit} --out docs/detection.md", detection.seeds);
     let text = table.markdown(&command);
     print!("{text}");
     if let Some(out) = &detection.out {

@@ -357,7 +357,7 @@ pub async fn confirmed(ports: &Ports, table: &str) -> Result<Option<DateTime<Utc
 
 /// Writes the manifest of the next version, made by `next` from the newest one, and so makes it visible.
 async fn append(ports: &Ports, dimension: Dimension, next: impl Fn(Option<&Version>) -> Version) -> Result<Version> {
-    let mut tried: Option<Version> = None;
+    let (mut tried, mut last): (Option<Version>, Option<PortError>) = (None, None);
     for _ in 0..RIVALS {
         let newest = newest(ports, dimension).await?;
         // An earlier try whose answer was lost.
@@ -376,11 +376,18 @@ async fn append(ports: &Ports, dimension: Dimension, next: impl Fn(Option<&Versi
                 if error.disposition == Disposition::Permanent {
                     return Err(error);
                 }
+                last = Some(error);
             }
         }
         tried = Some(version);
     }
-    Err(PortError::unknown(format!("append a version of {dimension}: others were first, or no answer came, {RIVALS} times")))
+    let error =
+        PortError::unknown(format!("append a version of {dimension}: others were first, or no answer came, {RIVALS} times"));
+    // Without what the store said nobody knows what to do.
+    Err(match last {
+        Some(last) => error.because(last),
+        None => error,
+    })
 }
 
 /// The rows as Parquet, with their order-free hash.
